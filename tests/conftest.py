@@ -1,0 +1,41 @@
+"""Where tests find real speech and real encoders: one setting, `SERVOX_DATA`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _data_root() -> Path | None:
+    named = os.environ.get("SERVOX_DATA")
+    root = Path(named) if named else ROOT.parent / "shared"
+    return root if (root / "corpora").is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with `corpora/` and `models/`; tests that need it are skipped where it is absent."""
+    root = _data_root()
+    if root is None:
+        pytest.skip("no real speech here: set SERVOX_DATA to a folder with corpora/ and models/")
+    return root
+
+
+@pytest.fixture(scope="session")
+def whisper_base(data_root: Path) -> Path:
+    """Checkpoint folder of whisper-base's encoder."""
+    folder = data_root / "models" / "whisper-base"
+    if not folder.is_dir():
+        pytest.skip(f"no checkpoint at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whisper_tiny(data_root: Path) -> Path:
+    """Checkpoint folder of whisper-tiny.en's encoder."""
+    folder = data_root / "models" / "whisper-tiny.en"
+    if not folder.is_dir():
+        pytest.skip(f"no checkpoint at {folder}")
+    return folder
