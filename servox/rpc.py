@@ -1,0 +1,243 @@
+"""A grpc.aio server and its channels, the same for every service.
+
+- The server answers `grpc.health.v1` per service and reflection, and turns `servox.errors` into status codes in one
+  place; an error that is not ours is logged with its trace and answered as INTERNAL, never with its text.
+- The class of an error travels as trailing metadata (`servox-error`), so that a client raises what the server raised.
+- Stopping drains: NOT_SERVING, a wait for endpoints to notice, the admitted calls to their end, then the sockets.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from servox.errors import BadSetting, Overloaded, ServoxError, Unavailable, from_grpc
+
+log = logging.getLogger(__name__)
+
+ERROR_KEY = "servox-error"
+RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """PEM files of one end. `ca` on a server asks callers for a certificate; on a client it says whom to trust."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
+
+    def _read(self, path: Path | None) -> bytes | None:
+        try:
+            return path.read_bytes() if path else None
+        except OSError as error:
+            raise BadSetting(f"TLS file {path}: {error.strerror}; give a readable PEM file") from None
+
+    def server(self) -> grpc.ServerCredentials:
+        """Credentials of a server."""
+        pair = (self._read(self.key) or b"", self._read(self.certificate) or b"")
+        return grpc.ssl_server_credentials([pair], self._read(self.ca), self.ca is not None)
+
+    def client(self) -> grpc.ChannelCredentials:
+        """Credentials of a client."""
+        return grpc.ssl_channel_credentials(self._read(self.ca), self._read(self.key), self._read(self.certificate))
+
+
+class Server:
+    """One gRPC server: register servicers on `.grpc`, then `start`, and `stop` to drain.
+
+    Args:
+        address: `host:port` (port 0: chosen by the system) or `unix:/path`.
+        services: full names, as in `servox.v1.Embedder`; each has its own health.
+        max_message_bytes: largest message in either direction.
+    """
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        services: Sequence[str],
+        max_message_bytes: int,
+        tls: Tls | None = None,
+        max_connection_age_s: int = 300,
+        drain_wait_s: float = 0.0,
+        drain_grace_s: float = 30.0,
+    ) -> None:
+        self._requested = address
+        self._services = ["", *services]
+        self._tls = tls
+        self._drain = (drain_wait_s, drain_grace_s)
+        self._health = health.aio.HealthServicer()
+        options = [
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+            ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
+            ("grpc.max_connection_age_grace_ms", 600_000),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.so_reuseport", 0),
+        ]
+        self.grpc = grpc.aio.server(interceptors=[_Errors()], options=options)
+        self.address = address
+
+    async def start(self) -> str:
+        """Binds and listens; health stays NOT_SERVING until `serving(True)`.
+
+        Returns:
+            The address that clients use.
+
+        Raises:
+            Unavailable: the address is taken or cannot be bound.
+        """
+        from grpc_reflection.v1alpha import reflection
+
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        names = [*self._services[1:], health.SERVICE_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, self.grpc)
+        await self.serving(False)
+        try:
+            if self._tls:
+                port = self.grpc.add_secure_port(self._requested, self._tls.server())
+            else:
+                port = self.grpc.add_insecure_port(self._requested)
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {self._requested}: {error}; choose another address") from None
+        if not self._requested.startswith("unix:"):
+            self.address = f"{self._requested.rsplit(':', 1)[0]}:{port}"
+        await self.grpc.start()
+        return self.address
+
+    async def serving(self, ready: bool, *, service: str | None = None) -> None:
+        """Sets the health of one service, or of all."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._services if service is None else [service]:
+            await self._health.set(name, status)
+
+    async def stop(self) -> None:
+        """Drains: NOT_SERVING, wait, finish what was admitted, close."""
+        wait_s, grace_s = self._drain
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(wait_s)
+        await self.grpc.stop(grace_s)
+
+
+class _Errors(grpc.aio.ServerInterceptor):
+    """The one place where errors become status codes."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:  # noqa: ANN401 -- gRPC's handlers are untyped
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):
+            return handler
+        method = handler_call_details.method
+        for kind in ("unary_unary", "stream_unary"):
+            if inner := getattr(handler, kind):
+                return handler._replace(**{kind: _guard_unary(inner, method)})
+        for kind in ("unary_stream", "stream_stream"):
+            if inner := getattr(handler, kind):
+                return handler._replace(**{kind: _guard_stream(inner, method)})
+        return handler
+
+
+def _guard_unary(inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[[Any, Any], Awaitable[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:  # noqa: ANN401
+        try:
+            return await inner(request, context)
+        except ServoxError as error:
+            await _abort(context, error)
+        except Exception:  # noqa: BLE001 -- the process's edge: answered, logged, not hidden
+            log.exception("unexpected error", extra={"method": method})
+            await _abort_unknown(context, method)
+
+    return guarded
+
+
+def _guard_stream(inner: Callable[[Any, Any], Any], method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:  # noqa: ANN401
+        try:
+            async for message in inner(request, context):
+                yield message
+        except ServoxError as error:
+            await _abort(context, error)
+        except Exception:  # noqa: BLE001 -- the process's edge: answered, logged, not hidden
+            log.exception("unexpected error", extra={"method": method})
+            await _abort_unknown(context, method)
+
+    return guarded
+
+
+async def _abort_unknown(context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
+    await context.abort(grpc.StatusCode.INTERNAL, f"internal error in {method}; the server's log has the trace")
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServoxError) -> None:
+    metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, type(error).__name__)]
+    if isinstance(error, Overloaded):
+        metadata.append(("grpc-status-details-bin", _retry_details(error)))
+        metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after_s * 1000))))
+    await context.abort(error.grpc_code, str(error), tuple(metadata))
+
+
+def _retry_details(error: Overloaded) -> bytes:
+    delay = duration_pb2.Duration()
+    delay.FromMilliseconds(int(error.retry_after_s * 1000))
+    detail = any_pb2.Any()
+    detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=error.grpc_code.value[0], message=str(error), details=[detail])
+    return bytes(status.SerializeToString())
+
+
+def channel(address: str, *, max_message_bytes: int = 64 << 20, tls: Tls | None = None) -> grpc.aio.Channel:
+    """A channel that balances over all addresses of a name and retries what a retry can help.
+
+    Args:
+        address: `host:port`, `dns:///name:port` (all its replicas) or `unix:/path`.
+        max_message_bytes: largest message in either direction.
+        tls: whom to trust and who we are; None for plain text.
+    """
+    retry = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "5s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": RETRIED,
+    }
+    config = {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [{"name": [{}], "retryPolicy": retry}],
+    }
+    options = [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.keepalive_time_ms", 60_000),
+    ]
+    if tls:
+        return grpc.aio.secure_channel(address, tls.client(), options=options)
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+@contextmanager
+def translated(peer: str) -> Iterator[None]:
+    """Raises inside a client what the server raised: `grpc.aio.AioRpcError` becomes the matching `ServoxError`."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        trailing = error.trailing_metadata() or ()
+        kind = next((str(value) for key, value in trailing if key == ERROR_KEY), None)
+        message = error.details() or error.code().name
+        text = message if kind else f"{peer}: {message}"
+        raise from_grpc(error.code(), text, kind) from error

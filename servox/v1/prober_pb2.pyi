@@ -1,0 +1,308 @@
+from servox.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class HeadKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    HEAD_KIND_UNSPECIFIED: _ClassVar[HeadKind]
+    HEAD_KIND_MLP: _ClassVar[HeadKind]
+    HEAD_KIND_LOGISTIC: _ClassVar[HeadKind]
+    HEAD_KIND_FRAME_MLP: _ClassVar[HeadKind]
+HEAD_KIND_UNSPECIFIED: HeadKind
+HEAD_KIND_MLP: HeadKind
+HEAD_KIND_LOGISTIC: HeadKind
+HEAD_KIND_FRAME_MLP: HeadKind
+
+class HeadSpec(_message.Message):
+    __slots__ = ("name", "kind", "bundle_digest", "layer", "clip_set_url", "classes", "seed", "calibrate", "settings")
+    class SettingsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    CLIP_SET_URL_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATE_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: HeadKind
+    bundle_digest: str
+    layer: int
+    clip_set_url: str
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    seed: int
+    calibrate: bool
+    settings: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[HeadKind, str]] = ..., bundle_digest: _Optional[str] = ..., layer: _Optional[int] = ..., clip_set_url: _Optional[str] = ..., classes: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., calibrate: _Optional[bool] = ..., settings: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class TrainRequest(_message.Message):
+    __slots__ = ("store_url", "heads")
+    STORE_URL_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    store_url: str
+    heads: _containers.RepeatedCompositeFieldContainer[HeadSpec]
+    def __init__(self, store_url: _Optional[str] = ..., heads: _Optional[_Iterable[_Union[HeadSpec, _Mapping]]] = ...) -> None: ...
+
+class TrainProgress(_message.Message):
+    __slots__ = ("heads_done", "heads_total", "fraction", "eta_ms")
+    HEADS_DONE_FIELD_NUMBER: _ClassVar[int]
+    HEADS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    ETA_MS_FIELD_NUMBER: _ClassVar[int]
+    heads_done: int
+    heads_total: int
+    fraction: float
+    eta_ms: int
+    def __init__(self, heads_done: _Optional[int] = ..., heads_total: _Optional[int] = ..., fraction: _Optional[float] = ..., eta_ms: _Optional[int] = ...) -> None: ...
+
+class TrainedHead(_message.Message):
+    __slots__ = ("index", "head", "reused")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    REUSED_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    head: _common_pb2.Head
+    reused: bool
+    def __init__(self, index: _Optional[int] = ..., head: _Optional[_Union[_common_pb2.Head, _Mapping]] = ..., reused: _Optional[bool] = ...) -> None: ...
+
+class FailedHead(_message.Message):
+    __slots__ = ("index", "failure")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    failure: _common_pb2.Failure
+    def __init__(self, index: _Optional[int] = ..., failure: _Optional[_Union[_common_pb2.Failure, _Mapping]] = ...) -> None: ...
+
+class TrainResponse(_message.Message):
+    __slots__ = ("progress", "trained", "failed")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    progress: TrainProgress
+    trained: TrainedHead
+    failed: FailedHead
+    def __init__(self, progress: _Optional[_Union[TrainProgress, _Mapping]] = ..., trained: _Optional[_Union[TrainedHead, _Mapping]] = ..., failed: _Optional[_Union[FailedHead, _Mapping]] = ...) -> None: ...
+
+class StoredEmbeddings(_message.Message):
+    __slots__ = ("store_url", "clip_set_url")
+    STORE_URL_FIELD_NUMBER: _ClassVar[int]
+    CLIP_SET_URL_FIELD_NUMBER: _ClassVar[int]
+    store_url: str
+    clip_set_url: str
+    def __init__(self, store_url: _Optional[str] = ..., clip_set_url: _Optional[str] = ...) -> None: ...
+
+class Standardisation(_message.Message):
+    __slots__ = ("mean", "std")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    mean: _containers.RepeatedScalarFieldContainer[float]
+    std: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, mean: _Optional[_Iterable[float]] = ..., std: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class PredictRequest(_message.Message):
+    __slots__ = ("head", "bundle_digest", "embeddings", "stored", "variants")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    bundle_digest: str
+    embeddings: _common_pb2.Array
+    stored: StoredEmbeddings
+    variants: _containers.RepeatedCompositeFieldContainer[Standardisation]
+    def __init__(self, head: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., embeddings: _Optional[_Union[_common_pb2.Array, _Mapping]] = ..., stored: _Optional[_Union[StoredEmbeddings, _Mapping]] = ..., variants: _Optional[_Iterable[_Union[Standardisation, _Mapping]]] = ...) -> None: ...
+
+class PredictResponse(_message.Message):
+    __slots__ = ("head", "classes", "logits", "temperature", "probabilities")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    LOGITS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    head: _common_pb2.Head
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    logits: _common_pb2.Array
+    temperature: float
+    probabilities: _common_pb2.Array
+    def __init__(self, head: _Optional[_Union[_common_pb2.Head, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., logits: _Optional[_Union[_common_pb2.Array, _Mapping]] = ..., temperature: _Optional[float] = ..., probabilities: _Optional[_Union[_common_pb2.Array, _Mapping]] = ...) -> None: ...
+
+class Prior(_message.Message):
+    __slots__ = ("kind", "probabilities")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Prior.Kind]
+        KIND_TRAIN: _ClassVar[Prior.Kind]
+        KIND_UNIFORM: _ClassVar[Prior.Kind]
+        KIND_EXPLICIT: _ClassVar[Prior.Kind]
+    KIND_UNSPECIFIED: Prior.Kind
+    KIND_TRAIN: Prior.Kind
+    KIND_UNIFORM: Prior.Kind
+    KIND_EXPLICIT: Prior.Kind
+    class ProbabilitiesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    kind: Prior.Kind
+    probabilities: _containers.ScalarMap[str, float]
+    def __init__(self, kind: _Optional[_Union[Prior.Kind, str]] = ..., probabilities: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class RecognizeConfig(_message.Message):
+    __slots__ = ("head", "prior", "window_ms", "hop_ms")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
+    HOP_MS_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    prior: Prior
+    window_ms: int
+    hop_ms: int
+    def __init__(self, head: _Optional[str] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ..., window_ms: _Optional[int] = ..., hop_ms: _Optional[int] = ...) -> None: ...
+
+class ClassProbability(_message.Message):
+    __slots__ = ("label", "probability")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    probability: float
+    def __init__(self, label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
+
+class Window(_message.Message):
+    __slots__ = ("start_ms", "end_ms", "label", "confidence", "probabilities")
+    START_MS_FIELD_NUMBER: _ClassVar[int]
+    END_MS_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    start_ms: int
+    end_ms: int
+    label: str
+    confidence: float
+    probabilities: _containers.RepeatedCompositeFieldContainer[ClassProbability]
+    def __init__(self, start_ms: _Optional[int] = ..., end_ms: _Optional[int] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[_Union[ClassProbability, _Mapping]]] = ...) -> None: ...
+
+class RecognizeRequest(_message.Message):
+    __slots__ = ("audio", "config")
+    AUDIO_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    audio: _common_pb2.Audio
+    config: RecognizeConfig
+    def __init__(self, audio: _Optional[_Union[_common_pb2.Audio, _Mapping]] = ..., config: _Optional[_Union[RecognizeConfig, _Mapping]] = ...) -> None: ...
+
+class RecognizeResponse(_message.Message):
+    __slots__ = ("overall", "windows", "head", "bundle", "prior", "timings")
+    OVERALL_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    overall: Window
+    windows: _containers.RepeatedCompositeFieldContainer[Window]
+    head: _common_pb2.Head
+    bundle: _common_pb2.Bundle
+    prior: Prior
+    timings: _common_pb2.Timings
+    def __init__(self, overall: _Optional[_Union[Window, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., head: _Optional[_Union[_common_pb2.Head, _Mapping]] = ..., bundle: _Optional[_Union[_common_pb2.Bundle, _Mapping]] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ...) -> None: ...
+
+class RecognizeStreamRequest(_message.Message):
+    __slots__ = ("config", "chunk")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    config: StreamConfig
+    chunk: bytes
+    def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class StreamConfig(_message.Message):
+    __slots__ = ("recognize", "rate_hz", "channels", "format")
+    RECOGNIZE_FIELD_NUMBER: _ClassVar[int]
+    RATE_HZ_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    recognize: RecognizeConfig
+    rate_hz: int
+    channels: int
+    format: _common_pb2.SampleFormat
+    def __init__(self, recognize: _Optional[_Union[RecognizeConfig, _Mapping]] = ..., rate_hz: _Optional[int] = ..., channels: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.SampleFormat, str]] = ...) -> None: ...
+
+class RecognizeStreamResponse(_message.Message):
+    __slots__ = ("window", "head", "bundle", "prior")
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
+    window: Window
+    head: _common_pb2.Head
+    bundle: _common_pb2.Bundle
+    prior: Prior
+    def __init__(self, window: _Optional[_Union[Window, _Mapping]] = ..., head: _Optional[_Union[_common_pb2.Head, _Mapping]] = ..., bundle: _Optional[_Union[_common_pb2.Bundle, _Mapping]] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ...) -> None: ...
+
+class ListHeadsRequest(_message.Message):
+    __slots__ = ("prefix",)
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    prefix: str
+    def __init__(self, prefix: _Optional[str] = ...) -> None: ...
+
+class HeadSummary(_message.Message):
+    __slots__ = ("head", "kind", "classes", "production", "created_unix_ms")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    PRODUCTION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    head: _common_pb2.Head
+    kind: HeadKind
+    classes: _containers.RepeatedScalarFieldContainer[str]
+    production: bool
+    created_unix_ms: int
+    def __init__(self, head: _Optional[_Union[_common_pb2.Head, _Mapping]] = ..., kind: _Optional[_Union[HeadKind, str]] = ..., classes: _Optional[_Iterable[str]] = ..., production: _Optional[bool] = ..., created_unix_ms: _Optional[int] = ...) -> None: ...
+
+class ListHeadsResponse(_message.Message):
+    __slots__ = ("heads",)
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    heads: _containers.RepeatedCompositeFieldContainer[HeadSummary]
+    def __init__(self, heads: _Optional[_Iterable[_Union[HeadSummary, _Mapping]]] = ...) -> None: ...
+
+class GetHeadRequest(_message.Message):
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    def __init__(self, head: _Optional[str] = ...) -> None: ...
+
+class GetHeadResponse(_message.Message):
+    __slots__ = ("summary", "card_json")
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    CARD_JSON_FIELD_NUMBER: _ClassVar[int]
+    summary: HeadSummary
+    card_json: str
+    def __init__(self, summary: _Optional[_Union[HeadSummary, _Mapping]] = ..., card_json: _Optional[str] = ...) -> None: ...
+
+class PromoteRequest(_message.Message):
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    def __init__(self, head: _Optional[str] = ...) -> None: ...
+
+class PromoteResponse(_message.Message):
+    __slots__ = ("summary",)
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    summary: HeadSummary
+    def __init__(self, summary: _Optional[_Union[HeadSummary, _Mapping]] = ...) -> None: ...
