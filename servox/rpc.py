@@ -157,7 +157,7 @@ def _guard_unary(inner: Callable[[Any, Any], Awaitable[Any]], method: str) -> Ca
             return await inner(request, context)
         except ServoxError as error:
             await _abort(context, error)
-        except Exception:  # noqa: BLE001 -- the process's edge: answered, logged, not hidden
+        except Exception:  # the process's edge: answered, logged, not hidden
             log.exception("unexpected error", extra={"method": method})
             await _abort_unknown(context, method)
 
@@ -171,7 +171,7 @@ def _guard_stream(inner: Callable[[Any, Any], Any], method: str) -> Callable[[An
                 yield message
         except ServoxError as error:
             await _abort(context, error)
-        except Exception:  # noqa: BLE001 -- the process's edge: answered, logged, not hidden
+        except Exception:  # the process's edge: answered, logged, not hidden
             log.exception("unexpected error", extra={"method": method})
             await _abort_unknown(context, method)
 

@@ -9,7 +9,6 @@
 """
 
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,7 +143,7 @@ def write(path: Path, document: Cell | Manifest) -> None:
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     with storing(str(path)):
         hidden.write_text(json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
-        os.replace(hidden, path)
+        hidden.replace(path)
 
 
 def read_cell(path: Path) -> Cell:
