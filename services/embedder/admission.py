@@ -1,0 +1,112 @@
+"""Who gets in: seconds of audio in flight, counted by ourselves.
+
+- A pure state machine with the clock passed in: no asyncio, no threads, no I/O. The dataplane owns the one instance.
+- A single call is refused at once when the budget is full, with a time after which a retry has a chance: what is over
+  the budget, divided by the rate at which audio has lately been finished.
+- Streams wait instead, and only up to their share of the budget, so that bulk work never locks out single calls.
+- Before decoding the length is a guess from the first bytes; `amend` puts the decoded length in its place.
+"""
+
+import math
+from dataclasses import dataclass
+
+from servox.errors import BadSetting, Overloaded
+
+STREAM_SHARE = 0.75
+MEMORY_S = 5.0  # how far back the drain rate looks, in seconds of busy time
+SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is in flight: clips and their seconds of audio."""
+
+    clips: int
+    audio_s: float
+
+
+class Admission:
+    """Counts seconds of audio between admission and answer.
+
+    Args:
+        budget_s: most seconds in flight.
+        longest_s: length of the longest clip that the server accepts.
+
+    Raises:
+        BadSetting: a budget that the longest clip alone would exceed.
+    """
+
+    def __init__(self, *, budget_s: float, longest_s: float) -> None:
+        if budget_s < longest_s:
+            raise BadSetting(
+                f"max_inflight_audio_s = {budget_s:g} is less than one clip of max_duration ({longest_s:g} s), which "
+                f"would never be admitted; set it to {longest_s:g} or more"
+            )
+        self._budget_s = budget_s
+        self._clips = 0
+        self._audio_s = 0.0
+        self._finished_s = 0.0
+        self._busy_s = 0.0
+        self._last_s = -math.inf
+
+    @property
+    def load(self) -> Load:
+        """What is in flight now."""
+        return Load(clips=self._clips, audio_s=self._audio_s)
+
+    def admit(self, seconds: float, *, now: float) -> None:
+        """Takes a single call in.
+
+        Raises:
+            Overloaded: the budget is full; carries the time after which to retry.
+        """
+        if not self._fits(seconds, self._budget_s):
+            raise Overloaded(
+                f"{self._audio_s:.0f} s of audio are in flight and the limit is {self._budget_s:g} s; "
+                "retry later or add replicas",
+                retry_after_s=self._retry_after_s(seconds),
+            )
+        self._take(seconds, now)
+
+    def admit_stream(self, seconds: float, *, now: float) -> bool:
+        """Takes an item of a stream in, or says that it has to wait."""
+        if not self._fits(seconds, self._budget_s * STREAM_SHARE):
+            return False
+        self._take(seconds, now)
+        return True
+
+    def amend(self, guessed_s: float, decoded_s: float) -> None:
+        """Puts the decoded length in place of the guess that was admitted."""
+        self._audio_s += decoded_s - guessed_s
+
+    def release(self, seconds: float, *, now: float) -> None:
+        """Gives back what one clip held: it was answered, refused, or its caller left."""
+        self._advance(now)
+        self._finished_s += seconds
+        self._clips -= 1
+        # An empty server holds exactly nothing: the rounding of many sums must not add up.
+        self._audio_s = self._audio_s - seconds if self._clips else 0.0
+
+    def _fits(self, seconds: float, budget_s: float) -> bool:
+        # Alone, a clip always fits: the share of streams may be less than the longest clip.
+        return self._clips == 0 or self._audio_s + seconds <= budget_s
+
+    def _take(self, seconds: float, now: float) -> None:
+        self._advance(now)
+        self._clips += 1
+        self._audio_s += seconds
+
+    def _advance(self, now: float) -> None:
+        """Lets the memory of the drain rate fade by the time that passed, counting only time with work in flight."""
+        if self._clips:
+            passed_s = max(0.0, now - self._last_s)
+            fade = math.exp(-passed_s / MEMORY_S)
+            self._finished_s *= fade
+            self._busy_s = self._busy_s * fade + passed_s
+        self._last_s = now
+
+    def _retry_after_s(self, seconds: float) -> float:
+        if self._finished_s <= 0 or self._busy_s <= 0:
+            return 1.0
+        over_s = self._audio_s + seconds - self._budget_s
+        return min(max(over_s * self._busy_s / self._finished_s, SHORTEST_RETRY_S), LONGEST_RETRY_S)

@@ -1,0 +1,127 @@
+"""Which clips run next, together: a pure function of what waits, the budget and the time.
+
+- A batch's cost is what the device computes: its longest clip, padded, times its clips. Only clips of one length
+  bucket share a batch, so padding stays small.
+- Nothing waits for company: a free device takes what is there, and batches grow by themselves under load. On a CPU
+  batching gains little, so its budget is small; a GPU gets a large one.
+- The next clip is the one with the highest response ratio (wait + cost) / cost (HRRN, Brinch Hansen 1971): short clips
+  go first, and a long clip's turn comes as it ages. For speech the clip's length is a good proxy of its cost
+  (arXiv 2603.11273), and pure shortest-first would starve the long ones.
+- What is expired or cancelled is never run.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from servox.errors import BadSetting
+
+
+class Waiting(Protocol):
+    """What the former knows of a clip; times are of the monotonic clock, infinite where there is no deadline."""
+
+    @property
+    def samples(self) -> int:
+        """Length at the encoder's rate."""
+
+    @property
+    def frames(self) -> bool:
+        """Whether frames were asked for; they are computed for a whole batch or not at all."""
+
+    @property
+    def arrived_s(self) -> float:
+        """When it was enqueued."""
+
+    @property
+    def deadline_s(self) -> float:
+        """When its answer is of no more use."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its caller left."""
+
+
+T = TypeVar("T", bound=Waiting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Bounds of one batch.
+
+    Args:
+        samples: most samples after padding, all clips together.
+        clips: most clips.
+        buckets: upper bounds of the length buckets in samples, ascending; the last is the longest clip.
+        step: padded lengths are multiples of this many samples, so that shapes come again.
+        cost_s: seconds that the device needs for one sample, for the response ratio.
+
+    Raises:
+        BadSetting: the longest clip alone would exceed the budget, or the buckets are not ascending.
+    """
+
+    samples: int
+    clips: int
+    buckets: tuple[int, ...]
+    step: int
+    cost_s: float
+
+    def __post_init__(self) -> None:
+        if not self.buckets or list(self.buckets) != sorted(set(self.buckets)) or self.buckets[0] < 1:
+            raise BadSetting(f"length buckets {self.buckets}: they must be positive and ascending")
+        if self.samples < self.buckets[-1] or self.clips < 1:
+            raise BadSetting(
+                f"a batch of at most {self.clips} clips and {self.samples} samples cannot hold one clip of "
+                f"{self.buckets[-1]} samples, which would wait forever; raise batch_budget_s to max_duration_s or more"
+            )
+
+    def bucket(self, samples: int) -> int:
+        """Index of the bucket that a length belongs to."""
+        return bisect_left(self.buckets, samples)
+
+    def padded(self, samples: int) -> int:
+        """The length that a clip is padded to when it is the longest of its batch."""
+        return min(-(-samples // self.step) * self.step, self.buckets[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Generic[T]):
+    """Clips to run together, each padded to `samples`; and those that must not run any more."""
+
+    clips: tuple[T, ...]
+    samples: int
+    dropped: tuple[T, ...]
+
+    @property
+    def padding(self) -> float:
+        """Share of the batch that is padding, 0 to 1."""
+        return 1 - sum(clip.samples for clip in self.clips) / (self.samples * len(self.clips)) if self.clips else 0.0
+
+
+def form(pending: Sequence[T], budget: Budget, *, now: float) -> Batch[T]:
+    """The batch to run at `now`: empty only if nothing that may run is pending."""
+    dropped = tuple(clip for clip in pending if clip.cancelled or clip.deadline_s <= now)
+    gone = set(map(id, dropped))
+    ranked = sorted((clip for clip in pending if id(clip) not in gone), key=lambda clip: -_ratio(clip, budget, now))
+    chosen: list[T] = []
+    width = 0
+    for clip in ranked:
+        if chosen and _lane(clip, budget) != _lane(chosen[0], budget):
+            continue
+        wider = max(width, budget.padded(clip.samples))
+        if wider * (len(chosen) + 1) > budget.samples:
+            continue
+        chosen.append(clip)
+        width = wider
+        if len(chosen) == budget.clips:
+            break
+    return Batch(clips=tuple(chosen), samples=width, dropped=dropped)
+
+
+def _ratio(clip: Waiting, budget: Budget, now: float) -> float:
+    cost_s = budget.padded(clip.samples) * budget.cost_s
+    return (now - clip.arrived_s + cost_s) / cost_s
+
+
+def _lane(clip: Waiting, budget: Budget) -> tuple[int, bool]:
+    return budget.bucket(clip.samples), clip.frames

@@ -1,0 +1,129 @@
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.embedder.batching import Budget, form
+from servox.errors import BadSetting
+
+RATE = 16_000
+BUCKETS = tuple(int(seconds * RATE) for seconds in (0.5, 1, 2, 4, 8, 16, 30))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiter:
+    name: int
+    samples: int
+    arrived_s: float = 0.0
+    frames: bool = False
+    deadline_s: float = math.inf
+    cancelled: bool = False
+
+
+def _budget(*, seconds: float = 30, clips: int = 8, cost_s: float = 0.01 / RATE) -> Budget:
+    return Budget(samples=int(seconds * RATE), clips=clips, buckets=BUCKETS, step=1600, cost_s=cost_s)
+
+
+def _waiters(now: float) -> st.SearchStrategy[list[Waiter]]:
+    one = st.builds(
+        Waiter,
+        name=st.just(0),
+        samples=st.integers(400, BUCKETS[-1]),
+        arrived_s=st.floats(0, now),
+        frames=st.booleans(),
+        deadline_s=st.one_of(st.just(math.inf), st.floats(0, 2 * now)),
+        cancelled=st.booleans(),
+    )
+    return st.lists(one, max_size=40).map(lambda found: [replace(w, name=i) for i, w in enumerate(found)])
+
+
+BUDGETS = st.builds(_budget, seconds=st.floats(30, 300), clips=st.integers(1, 64))
+
+
+@given(pending=_waiters(10.0), budget=BUDGETS)
+def test_a_batch_is_within_budget_of_one_lane_and_of_the_living(pending: list[Waiter], budget: Budget) -> None:
+    batch = form(pending, budget, now=10.0)
+    assert batch.samples * len(batch.clips) <= budget.samples
+    assert len(batch.clips) <= budget.clips
+    assert len({(budget.bucket(clip.samples), clip.frames) for clip in batch.clips}) <= 1
+    assert all(clip.samples <= batch.samples for clip in batch.clips)
+    assert not any(clip.cancelled or clip.deadline_s <= 10.0 for clip in batch.clips)
+    assert 0 <= batch.padding < 1
+
+
+@given(pending=_waiters(10.0), budget=BUDGETS)
+def test_there_is_progress_and_what_must_not_run_is_dropped(pending: list[Waiter], budget: Budget) -> None:
+    batch = form(pending, budget, now=10.0)
+    dead = {w.name for w in pending if w.cancelled or w.deadline_s <= 10.0}
+    assert {w.name for w in batch.dropped} == dead
+    assert bool(batch.clips) == (len(dead) < len(pending))
+    names = [w.name for w in batch.clips]
+    assert len(names) == len(set(names))
+
+
+@given(pending=_waiters(10.0), budget=BUDGETS)
+def test_the_clip_with_the_highest_response_ratio_is_in(pending: list[Waiter], budget: Budget) -> None:
+    living = [w for w in pending if not w.cancelled and w.deadline_s > 10.0]
+    ratios = {w.name: 1 + (10.0 - w.arrived_s) / (budget.padded(w.samples) * budget.cost_s) for w in living}
+    batch = form(pending, budget, now=10.0)
+    if living:
+        assert max(ratios[w.name] for w in batch.clips) == pytest.approx(max(ratios.values()))
+
+
+@given(long_s=st.floats(4, 30), short_s=st.floats(0.5, 2), load=st.floats(0.5, 1.5), clips=st.integers(1, 4))
+def test_a_long_clip_is_run_however_many_short_ones_keep_coming(
+    long_s: float, short_s: float, load: float, clips: int
+) -> None:
+    budget = _budget(clips=clips)
+    service_s = budget.padded(int(short_s * RATE)) * budget.cost_s
+    pending = [Waiter(name=0, samples=int(long_s * RATE))]
+    now, born, next_arrival_s = 0.0, 1, 0.0
+    # The ratio of the long clip grows without bound; a fresh short one starts at 1. Its patience under overload is
+    # bounded by the short ones that are older than it in units of their own cost.
+    for _ in range(5_000):
+        while next_arrival_s <= now:
+            pending.append(Waiter(name=born, samples=int(short_s * RATE), arrived_s=next_arrival_s))
+            born += 1
+            next_arrival_s += service_s / load
+        batch = form(pending, budget, now=now)
+        if any(clip.name == 0 for clip in batch.clips):
+            return
+        ran = {clip.name for clip in batch.clips}
+        pending = [w for w in pending if w.name not in ran]
+        now += max(batch.samples * len(batch.clips) * budget.cost_s, service_s / 4)
+    pytest.fail(f"the long clip still waits after {now:.1f} s")
+
+
+def test_short_clips_overtake_a_long_one_that_came_with_them() -> None:
+    pending = [Waiter(name=0, samples=30 * RATE), *(Waiter(name=i, samples=RATE) for i in range(1, 4))]
+    assert {clip.name for clip in form(pending, _budget(), now=1.0).clips} == {1, 2, 3}
+
+
+def test_an_aged_long_clip_goes_before_fresh_short_ones() -> None:
+    pending = [Waiter(name=0, samples=30 * RATE), Waiter(name=1, samples=RATE, arrived_s=9.999)]
+    assert [clip.name for clip in form(pending, _budget(), now=10.0).clips] == [0]
+
+
+def test_a_lone_clip_runs_at_once() -> None:
+    batch = form([Waiter(name=0, samples=20_000, arrived_s=5.0)], _budget(), now=5.0)
+    assert batch.clips
+    assert batch.samples == 20_800
+    assert batch.padding == pytest.approx(1 - 20_000 / 20_800)
+
+
+def test_padding_never_passes_the_longest_clip() -> None:
+    budget = Budget(samples=100_000, clips=1, buckets=(50_050,), step=1600, cost_s=1e-6)
+    assert budget.padded(50_049) == 50_050
+
+
+@pytest.mark.parametrize(("seconds", "clips"), [(29.9, 8), (60, 0)])
+def test_a_budget_that_cannot_hold_the_longest_clip_is_refused(seconds: float, clips: int) -> None:
+    with pytest.raises(BadSetting, match="cannot hold one clip of 480000 samples"):
+        _budget(seconds=seconds, clips=clips)
+
+
+def test_buckets_ascend() -> None:
+    with pytest.raises(BadSetting, match="ascending"):
+        Budget(samples=100, clips=1, buckets=(20, 10), step=1, cost_s=1.0)
