@@ -1,0 +1,41 @@
+# Every target sets up what it needs; nothing has to be done by hand first.
+PYTHON ?= python3
+BIN := .venv/bin
+# uv does not read pip's find-links; where pip is told of a CPU build of torch, uv must be told as well.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+STAMP := .venv/.installed
+
+.PHONY: setup demo paper test test-all lint type proto contracts manifests browser bench
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Servox needs Python 3.11 or later: make PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: setup  ## the main job on what speech there is, under the sound protocol
+	$(BIN)/servox demo
+
+paper: setup  ## the same under the paper's recipe
+	$(BIN)/servox demo --protocol ser-evals
+
+test: setup  ## the whole suite
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+type: setup
+	$(BIN)/mypy
+
+proto: setup  ## generate the stubs again
+	scripts/stubs.sh
+
+browser:  ## what the browser tests need, on Debian
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+	test -d node_modules || npm install --no-save --no-package-lock --silent

@@ -1,0 +1,109 @@
+"""`servox serve …`: one service until it is told to stop, with every setting as a flag."""
+
+import asyncio
+import importlib
+import inspect
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from servox.settings import ServiceSettings, home
+from servox.telemetry import Metrics, configure_logging
+
+from .house import Service, running
+
+serve_app = typer.Typer(no_args_is_help=True, help="Run a service until SIGTERM.")
+
+
+async def until_stopped(service: Service) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal is left to kill the process.
+
+    Raises:
+        ServoxError: the service could not start, or its worker died.
+    """
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    address = await service.start()
+    typer.echo(f"serving on {address}", err=True)
+    try:
+        await _first(stopped.wait(), getattr(service, "wait_failed", None))
+    finally:
+        await service.stop()
+
+
+async def _first(stopped: Any, failed: Callable[[], Any] | None) -> None:  # noqa: ANN401 -- any awaitable
+    tasks = [asyncio.ensure_future(stopped), *([asyncio.ensure_future(failed())] if failed else [])]
+    done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
+def flags_of(settings: type[ServiceSettings]) -> list[inspect.Parameter]:
+    """One flag a field of `settings`, and `--config` for a file."""
+    option = typer.Option("--config", help="TOML file with any of these settings")
+    parameters = [
+        inspect.Parameter(
+            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, option]
+        )
+    ]
+    for name, field in settings.model_fields.items():
+        annotation = Annotated[str | None, typer.Option(help=field.description, show_default=False)]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return parameters
+
+
+def register(name: str, *, settings: type[ServiceSettings], server: str, text: str) -> None:
+    """Adds `servox serve NAME`.
+
+    Args:
+        name: of the service.
+        settings: its settings; each field becomes a flag.
+        server: `module:Class`, imported only when the command runs.
+        text: one line of help.
+    """
+
+    def command(config: Path | None = None, **flags: str | None) -> None:
+        loaded = settings.load(dict(flags), file=config)
+        configure_logging(name, loaded.log_level)
+        module, attribute = server.split(":")
+        make = getattr(importlib.import_module(module), attribute)
+        asyncio.run(until_stopped(make(loaded, Metrics())))
+
+    parameters = flags_of(settings)
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads flags from it
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    serve_app.command(name, help=text)(command)
+
+
+@serve_app.command("all")
+def serve_all(
+    bundle: Annotated[Path, typer.Option(help="bundle that the embedder serves")],
+    sockets: Annotated[Path | None, typer.Option(help="folder of the Unix sockets")] = None,
+    log_level: Annotated[str, typer.Option(help="least severe level logged")] = "info",
+) -> None:
+    """The three services in one process, on Unix sockets."""
+    configure_logging("servox", log_level)
+    asyncio.run(_serve_all(bundle, sockets or home() / "sockets"))
+
+
+async def _serve_all(bundle: Path, sockets: Path) -> None:
+    async with running(bundle=bundle, evaluator=True, sockets=sockets) as house:
+        for name in ("embedder", "prober", "evaluator"):
+            typer.echo(f"{name} serves on {getattr(house, name)}", err=True)
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        await stopped.wait()
