@@ -67,7 +67,7 @@ def _mount(target: typer.Typer, commands: dict[str, tuple[str, str, str]], wante
 
 def build(arguments: list[str]) -> typer.Typer:
     """The command line, with the packages of the command that `arguments` name imported."""
-    first, second = (arguments + ["", ""])[:2]
+    first, second = [*arguments, "", ""][:2]
     _mount(app, _COMMANDS, first)
     if first == "corpora":
         app.add_typer(_load("services.evaluator.corpora.commands:corpora_app", "evaluator"), name="corpora")

@@ -50,7 +50,7 @@ def confidence_bins(probabilities: Array, *, bins: int = ECE_BINS) -> npt.NDArra
 
 
 def ece(labels: npt.ArrayLike, probabilities: Array, *, bins: int = ECE_BINS) -> float:
-    """Expected calibration error of the most probable class (Guo et al. 2017): sum over bins of |hits - confidence| / n."""
+    """Expected calibration error of the top class (Guo et al. 2017): sum over bins of |hits - confidence| / n."""
     gap = (probabilities.argmax(axis=1) == np.asarray(labels)) - probabilities.max(axis=1)
     summed = np.bincount(confidence_bins(probabilities, bins=bins), weights=gap, minlength=bins)
     return float(np.abs(summed).sum() / len(gap))

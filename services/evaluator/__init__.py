@@ -1,1 +1,1 @@
-"""The evaluator: corpora, splits, protocols, statistics, reports. It talks to the others through their gRPC contracts."""
+"""The evaluator: corpora, splits, protocols, statistics, reports; it knows the others by their contracts only."""

@@ -1,4 +1,4 @@
-"""Scores one cell: a corpus on itself by folds, or one corpus's head on another corpus with the ladder of corrections."""
+"""Scores one cell: a corpus on itself by folds, or one corpus's head on another with the ladder of corrections."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from servox.calibration import fit_temperature
 
+from servox.calibration import fit_temperature
 from servox.errors import Refused
 from servox.priors import softmax
 from servox.v1 import common_pb2

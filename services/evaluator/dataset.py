@@ -48,7 +48,7 @@ class Corpus:
         return [sample.labelled for sample in self.samples]
 
     def classes(self, protocol: Protocol) -> list[str]:
-        """Output classes of a head trained on it: the paper's eight, or those that it holds, in the order of the taxonomy."""
+        """Outputs of a head trained on it: the paper's eight, or those that it holds, in the taxonomy's order."""
         if protocol.paper_only:
             return list(PAPER_CLASSES)
         return sorted({sample.clip.label for sample in self.samples}, key=CLASSES.index)

@@ -6,7 +6,7 @@ whole files only; the next run into the same folder goes on from them.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 from servox.errors import Refused, ServoxError
@@ -18,7 +18,7 @@ from .metrics import EvaluatorMetrics
 
 log = logging.getLogger(__name__)
 
-Execute = Callable[[evaluator_pb2.Run, Events], Awaitable[Path]]
+Execute = Callable[[evaluator_pb2.Run, Events], Coroutine[None, None, Path]]
 _LABELS = {
     evaluator_pb2.RUN_STATE_SUCCEEDED: "succeeded",
     evaluator_pb2.RUN_STATE_FAILED: "failed",
@@ -39,7 +39,7 @@ class Runs:
         self._database = database
         self._execute = execute
         self._metrics = metrics
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[Path]] = {}
         self._folders: dict[str, str] = {}
         self._watchers: dict[str, list[asyncio.Queue[evaluator_pb2.WatchRunResponse | None]]] = {}
 
@@ -55,7 +55,10 @@ class Runs:
         run = self._database.create(spec)
         self._folders[run.id] = folder
         self._watchers[run.id] = []
-        self._tasks[run.id] = asyncio.create_task(self._work(run))
+        self._metrics.running.inc()
+        task = asyncio.create_task(self._execute(run, Events(lambda message: self._publish(run.id, message))))
+        task.add_done_callback(lambda done: self._end(run.id, done))
+        self._tasks[run.id] = task
         return run
 
     async def watch(self, run_id: str) -> AsyncIterator[evaluator_pb2.WatchRunResponse]:
@@ -89,21 +92,18 @@ class Runs:
         for run_id in list(self._tasks):
             await self.cancel(run_id)
 
-    async def _work(self, run: evaluator_pb2.Run) -> None:
+    def _end(self, run_id: str, task: asyncio.Task[Path]) -> None:
         state, error, report = evaluator_pb2.RUN_STATE_SUCCEEDED, "", ""
-        self._metrics.running.inc()
-        try:
-            report = str(await self._execute(run, Events(lambda message: self._publish(run.id, message))))
-        except asyncio.CancelledError:
+        failure = None if task.cancelled() else task.exception()
+        if task.cancelled():
             state = evaluator_pb2.RUN_STATE_CANCELLED
-        except ServoxError as failure:
+        elif isinstance(failure, ServoxError):
             state, error = evaluator_pb2.RUN_STATE_FAILED, str(failure)
-        except Exception:  # a task's edge: the run is marked failed and the trace is logged
-            log.exception("run failed", extra={"run": run.id})
+        elif failure is not None:
+            log.error("run failed", exc_info=failure, extra={"run": run_id})
             state, error = evaluator_pb2.RUN_STATE_FAILED, "internal error; the evaluator's log has the trace"
-        self._finish(run.id, state, error, report)
-
-    def _finish(self, run_id: str, state: evaluator_pb2.RunState, error: str, report: str) -> None:
+        else:
+            report = str(task.result())
         self._database.end(run_id, state, error=error, report=report)
         self._metrics.running.dec()
         self._metrics.runs.labels(_LABELS[state]).inc()

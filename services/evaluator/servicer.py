@@ -31,7 +31,7 @@ class EvaluatorServicer(evaluator_pb2_grpc.EvaluatorServicer):
         self._default_out = default_out
 
     async def StartRun(  # noqa: N802
-        self, request: evaluator_pb2.StartRunRequest, context: Context
+        self, request: evaluator_pb2.StartRunRequest, _context: Context
     ) -> evaluator_pb2.StartRunResponse:
         """Checks the spec and begins the run."""
         spec = evaluator_pb2.RunSpec()
@@ -44,32 +44,32 @@ class EvaluatorServicer(evaluator_pb2_grpc.EvaluatorServicer):
         return evaluator_pb2.StartRunResponse(run=self._runs.start(spec))
 
     async def WatchRun(  # noqa: N802
-        self, request: evaluator_pb2.WatchRunRequest, context: Context
+        self, request: evaluator_pb2.WatchRunRequest, _context: Context
     ) -> AsyncIterator[evaluator_pb2.WatchRunResponse]:
         """Events until the run ends."""
         async for message in self._runs.watch(request.id):
             yield message
 
     async def GetRun(  # noqa: N802
-        self, request: evaluator_pb2.GetRunRequest, context: Context
+        self, request: evaluator_pb2.GetRunRequest, _context: Context
     ) -> evaluator_pb2.GetRunResponse:
         """One run."""
         return evaluator_pb2.GetRunResponse(run=self._database.get(request.id))
 
     async def ListRuns(  # noqa: N802
-        self, request: evaluator_pb2.ListRunsRequest, context: Context
+        self, _request: evaluator_pb2.ListRunsRequest, _context: Context
     ) -> evaluator_pb2.ListRunsResponse:
         """Every run, newest first."""
         return evaluator_pb2.ListRunsResponse(runs=self._database.all())
 
     async def CancelRun(  # noqa: N802
-        self, request: evaluator_pb2.CancelRunRequest, context: Context
+        self, request: evaluator_pb2.CancelRunRequest, _context: Context
     ) -> evaluator_pb2.CancelRunResponse:
         """Stops a run."""
         return evaluator_pb2.CancelRunResponse(run=await self._runs.cancel(request.id))
 
     async def GetResults(  # noqa: N802
-        self, request: evaluator_pb2.GetResultsRequest, context: Context
+        self, request: evaluator_pb2.GetResultsRequest, _context: Context
     ) -> AsyncIterator[evaluator_pb2.GetResultsResponse]:
         """Every finished cell of a run's folder."""
         root = Path(self._database.get(request.id).spec.out_dir) / "results"
