@@ -19,7 +19,7 @@ from servox.errors import BadInput
 
 Hidden = NDArray[np.float32]
 Reference = Callable[[NDArray[np.float32]], Hidden]
-"""One clip's samples [n] to its own frames of every layer [layers, T, d], computed by transformers, one clip at a time."""
+"""One clip's samples [n] to its own frames of every layer [layers, T, d], by transformers, one clip at a time."""
 
 
 class Backbone(Protocol):
@@ -72,7 +72,10 @@ class Backbone(Protocol):
         """Names of the exported layers; a layer's number is its place here."""
 
     def graph(self, context: Context, blocks: int) -> nn.Module:
-        """The torch module to trace: (pcm [B, samples], lengths [B]) to (statistics [B, layers, 2, d], frames [B, T, d])."""
+        """The torch module to trace.
+
+        From pcm float32 [B, samples] and lengths int64 [B] to statistics [B, layers, 2, d] and frames [B, T, d].
+        """
 
     def reference(self, context: Context, blocks: int) -> Reference:
         """The same numbers from transformers' own code."""

@@ -14,13 +14,13 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from services.embedder.bundle import file_sha256
 from servox.errors import BadInput, NotFound
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 OPTIONAL = ("preprocessor_config.json",)
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,9 @@ class Checkpoint:
                     if prefix is not None:
                         found[name.removeprefix(prefix)] = file.get_tensor(name).float()
         if not found:
-            raise BadInput(f"checkpoint {self.name} has no tensors named {' or '.join(prefixes)}…: is it the right family?")
+            raise BadInput(
+                f"checkpoint {self.name} has no tensors named {' or '.join(prefixes)}…: is it the right family?"
+            )
         return found
 
 
@@ -74,18 +76,11 @@ def open_checkpoint(source: str) -> Checkpoint:
     return _local(folder, name=folder.resolve().name)
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _local(folder: Path, *, name: str) -> Checkpoint:
     if not (folder / CONFIG).is_file():
-        raise BadInput(f"{name} is not a checkpoint: it has no {CONFIG}; give a hub id or a folder saved by transformers")
+        raise BadInput(
+            f"{name} is not a checkpoint: it has no {CONFIG}; give a hub id or a folder saved by transformers"
+        )
     config = _json(folder / CONFIG)
     if (folder / WEIGHTS).is_file():
         weights: tuple[Path, ...] = (folder / WEIGHTS,)

@@ -74,7 +74,7 @@ class LogMelReference:
     """Log-mel frames [1, T, mels] of one clip by `transformers.WhisperFeatureExtractor`."""
 
     def __init__(self, mels: int) -> None:
-        self.extract = WhisperFeatureExtractor(feature_size=mels)
+        self.extract = WhisperFeatureExtractor(feature_size=mels)  # type: ignore[no-untyped-call]
 
     def whole(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """All 3,000 frames [3000, mels] of the clip padded to 30 s."""

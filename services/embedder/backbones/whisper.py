@@ -72,7 +72,7 @@ class WhisperBackbone:
         return WhisperGraph(self.weights(), shape=shape, context=context).eval()
 
     def reference(self, context: Context, blocks: int) -> "WhisperReference":
-        """transformers' encoder with the same weights."""
+        """The encoder of transformers with the same weights."""
         self.check(context, blocks)
         return WhisperReference(self.config, self.weights(), context=context, blocks=blocks)
 
@@ -107,8 +107,9 @@ class WhisperReference:
     def __init__(self, config: WhisperConfig, weights: dict[str, Tensor], *, context: Context, blocks: int) -> None:
         config = WhisperConfig(**config.to_dict())
         self.final, config.encoder_layers = blocks == config.encoder_layers, blocks
-        config._attn_implementation = "eager"  # noqa: SLF001 - the public argument exists only on from_pretrained
-        self.encoder = WhisperEncoder(config).eval()
+        config._attn_implementation = "sdpa"  # noqa: SLF001 - the public argument exists only on from_pretrained
+        self.encoder = WhisperEncoder(config)
+        self.encoder.train(mode=False)
         self.encoder.load_state_dict({name: weights[name] for name in self.encoder.state_dict()})
         self.context = context
         self.mel = LogMelReference(int(config.num_mel_bins))
@@ -153,4 +154,4 @@ class WhisperReference:
         return gelu(self.encoder.conv2(gelu(self.encoder.conv1(mel)))).transpose(1, 2)
 
     def _at(self, frames: Tensor, places: Tensor) -> Tensor:
-        return frames + self.encoder.embed_positions(places)
+        return torch.add(frames, self.encoder.embed_positions(places))

@@ -1,0 +1,97 @@
+"""What executes a bundle's graph: one seam, one file an engine, chosen by device and precision.
+
+A runtime is owned by one thread. It takes any batch and width; callers pad the sample axis to a few widths, because
+engines prepare themselves anew for each shape.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.embedder.bundle import Bundle
+from servox.errors import BadSetting, Unavailable
+
+Pcm = NDArray[np.float32]
+Lengths = NDArray[np.int64]
+
+DEVICES = ("auto", "cpu", "cuda")
+ENGINES = ("auto", "openvino", "onnx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Statistics [B, layers, 2, d] (mean, population std over each clip's own frames), frames [B, T, d] when asked.
+
+    A clip's own frames come first in `frames`; what follows them means nothing.
+    """
+
+    statistics: NDArray[np.float32]
+    frames: NDArray[np.float32] | None
+
+
+class Runtime(Protocol):
+    """One engine with one graph loaded."""
+
+    @property
+    def name(self) -> str:
+        """Of the engine."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+
+    def run(self, pcm: Pcm, lengths: Lengths, *, frames: bool = False) -> Result:
+        """Embed a batch: `pcm` float32 [B, samples], padded on the right; `lengths` int64 [B] in samples."""
+
+    def close(self) -> None:
+        """Free the graph."""
+
+
+def choose(bundle: Bundle, device: str = "auto", *, engine: str = "auto", threads: int | None = None) -> Runtime:
+    """The runtime for `bundle` on `device`: OpenVINO on a CPU where it is installed, else ONNX Runtime.
+
+    Args:
+        bundle: what to run.
+        device: `cpu`, `cuda`, or `auto` (CPU).
+        engine: `openvino`, `onnx`, or `auto`.
+        threads: of inference; None takes what the container's CPU limit allows.
+
+    Raises:
+        BadSetting: when `device`, `engine` or their combination is unknown.
+        Unavailable: when the engine, the device or the bundle's precision is not to be had here.
+    """
+    if device not in DEVICES:
+        raise BadSetting(f"device {device!r} is unknown: use {', '.join(DEVICES)}")
+    if engine not in ENGINES:
+        raise BadSetting(f"engine {engine!r} is unknown: use {', '.join(ENGINES)}")
+    if device == "cuda" and engine == "openvino":
+        raise BadSetting("engine openvino runs on CPUs only: use engine onnx for device cuda")
+    if engine == "openvino" or (engine == "auto" and device != "cuda" and _installed("openvino")):
+        from services.embedder.runtimes.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(bundle, threads=threads)
+    if not _installed("onnxruntime"):
+        raise Unavailable("neither openvino nor onnxruntime is installed: install servox[embedder] or servox[gpu]")
+    from services.embedder.runtimes.onnx import OnnxRuntime
+
+    return OnnxRuntime(bundle, device="cuda" if device == "cuda" else "cpu", threads=threads)
+
+
+def check_batch(pcm: Pcm, lengths: Lengths, max_samples: int) -> Pcm:
+    """`pcm` no wider than the graph takes; what is cut can only be padding.
+
+    Raises:
+        ValueError: when shapes do not fit each other or a length is out of range: a fault of the calling code.
+    """
+    if pcm.ndim != 2 or lengths.shape != pcm.shape[:1] or not len(lengths):
+        raise ValueError(f"pcm {pcm.shape} and lengths {lengths.shape} are not [B, samples] and [B]")
+    if lengths.min() < 1 or lengths.max() > min(pcm.shape[1], max_samples):
+        raise ValueError(f"lengths from {lengths.min()} to {lengths.max()} do not fit {pcm.shape[1]} samples")
+    return np.ascontiguousarray(pcm[:, :max_samples], dtype=np.float32)
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

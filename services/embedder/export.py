@@ -1,0 +1,302 @@
+"""From a checkpoint to a bundle: trace, quantise if asked, measure parity, and only then give the folder its name.
+
+Everything is written into a hidden folder beside the target and renamed at the end: a bundle is there whole or not at
+all, and one that failed its parity never exists.
+"""
+
+import datetime as dt
+import importlib.metadata
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from services.embedder import parity, runtimes
+from services.embedder.backbones import Backbone, open_backbone
+from services.embedder.bundle import GRAPH, Bundle, Figure, Precision, file_sha256
+from services.embedder.contexts import Context
+from services.embedder.quantise import quantise_weights
+from services.embedder.runtimes.onnx import OnnxRuntime
+from servox.errors import BadSetting, BundleError, StorageFull
+
+OPSET = 20
+EXTERNAL_BYTES = 1_800_000_000  # a protobuf message ends at 2 GB
+PACKAGES = ("servox", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+Progress = Callable[[str, float], None]
+"""Called with the step's name and how much of the whole is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What to export, resolved and checked."""
+
+    backbone: Backbone
+    context: Context
+    blocks: int
+    precision: Precision
+
+
+def export(
+    source: str,
+    out: Path | str,
+    *,
+    context: str | None = None,
+    blocks: int | str | None = None,
+    precision: str = "fp32",
+    clips: Sequence[Path] = (),
+    data_root: Path | None = None,
+    replace_existing: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export `source` into the folder `out`.
+
+    Args:
+        source: hub id, checkpoint folder, or `logmel`.
+        out: folder of the bundle; it must be absent or empty unless `replace_existing`.
+        context: policy; None takes the family's own (`silence:32` for Whisper).
+        blocks: depth; None takes half of the encoder's blocks, "all" every block.
+        precision: fp32, bf16 or int8.
+        clips: files or folders to measure parity on.
+        data_root: folder with `corpora/` to take clips from when `clips` is empty.
+        replace_existing: put the new bundle in place of an old one.
+        progress: told of each step.
+
+    Raises:
+        BadSetting: when an argument cannot be used.
+        BadInput, NotFound: when the source cannot.
+        BundleError: when parity is out of bound; nothing is left behind.
+        Unavailable: when this machine cannot execute the precision.
+        StorageFull: when the disk is full.
+    """
+    out = Path(out)
+    _check_target(out, replace_existing=replace_existing)
+    tell = progress or (lambda _step, _done: None)
+    tell("read the checkpoint", 0.0)
+    recipe = resolve(open_backbone(source), context=context, blocks=blocks, precision=precision)
+    with _disk_errors(out), _beside(out) as folder:
+        tell("trace the graph", 0.05)
+        trace(recipe, folder / GRAPH)
+        tell("gather clips", 0.5)
+        speech = parity.gather(clips, data_root, recipe.backbone.rate_hz)
+        bundle = _measured(recipe, folder, speech, tell)
+        bundle.write_manifest()
+        tell("done", 1.0)
+        return replace(bundle, folder=_publish(folder, out))
+
+
+def resolve(backbone: Backbone, *, context: str | None, blocks: int | str | None, precision: str) -> Recipe:
+    """Defaults filled in and checked against the backbone.
+
+    Raises:
+        BadSetting: naming the flag, the value and what is allowed.
+    """
+    policy = Context.parse(context) if context is not None else backbone.default_context
+    depth = _depth(blocks, backbone)
+    if precision not in get_args(Precision):
+        raise BadSetting(f"--precision {precision!r} is unknown: use {', '.join(get_args(Precision))}")
+    backbone.check(policy, depth)
+    return Recipe(backbone=backbone, context=policy, blocks=depth, precision=precision)  # type: ignore[arg-type]
+
+
+def trace(recipe: Recipe, path: Path) -> None:
+    """Write the backbone's graph as float32 ONNX with dynamic batch and samples."""
+    graph = recipe.backbone.graph(recipe.context, recipe.blocks)
+    rate_hz = recipe.backbone.rate_hz
+    sample = torch.randn(2, 2 * rate_hz + 77, generator=torch.Generator().manual_seed(0)) * 0.1
+    lengths = torch.tensor([sample.shape[1], rate_hz])
+    max_samples = recipe.backbone.max_duration_ms * rate_hz // 1000
+    with _quiet():
+        program = _program(graph, sample, lengths, max_samples)
+    _strip(program.model)
+    size = sum(tensor.nbytes for tensor in graph.state_dict().values())
+    program.save(path, external_data=size > EXTERNAL_BYTES)
+
+
+def _program(graph: nn.Module, sample: torch.Tensor, lengths: torch.Tensor, max_samples: int) -> torch.onnx.ONNXProgram:
+    batch = torch.export.Dim("batch")
+    samples = torch.export.Dim("samples", max=max_samples)
+    program: torch.onnx.ONNXProgram | None = torch.onnx.export(
+        graph.eval(),
+        (sample, lengths),
+        dynamo=True,
+        input_names=["pcm", "lengths"],
+        output_names=["statistics", "frames"],
+        dynamic_shapes={"pcm": {0: batch, 1: samples}, "lengths": {0: batch}},
+        opset_version=OPSET,
+        verbose=False,
+    )
+    if program is None:
+        raise BundleError("torch.onnx returned no program: use the torch version that Servox pins")
+    return program
+
+
+def _strip(model: Any) -> None:  # noqa: ANN401 - onnx_ir ships no usable types
+    """Drop what the exporter notes about source lines: one recipe must give one file, wherever it is made."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _measured(recipe: Recipe, folder: Path, clips: parity.Clips, tell: Progress) -> Bundle:
+    """The bundle with its parity figures, its graph in its final precision.
+
+    Raises:
+        BundleError: when a figure is out of its bound.
+    """
+    bundle = _describe(recipe, folder)
+    states = _states(recipe, recipe.context, clips, lambda done: tell("run transformers", 0.5 + 0.15 * done))
+    tell("run the graph", 0.65)
+    figures = [parity.hidden(_fp32(bundle), clips, states)]
+    _refuse(figures, bundle)
+    if recipe.precision == "int8":
+        quantise_weights(folder / GRAPH)
+    bundle = _describe(recipe, folder)
+    runtime = runtimes.choose(bundle)
+    figures.append(parity.precision(runtime, clips, states, recipe.precision))
+    runtime.close()
+    figures += _context_figures(recipe, clips, states, lambda done: tell("run the padded encoder", 0.75 + 0.25 * done))
+    _refuse(figures, bundle)
+    return replace(bundle, parity=tuple(figures), parity_clips=clips.origin)
+
+
+def _fp32(bundle: Bundle) -> OnnxRuntime:
+    return OnnxRuntime(replace(bundle, precision="fp32"))
+
+
+def _context_figures(
+    recipe: Recipe, clips: parity.Clips, states: Sequence[NDArray[np.float32]], done: Callable[[float], None]
+) -> list[Figure]:
+    if recipe.backbone.blocks == 0 or recipe.context.kind == "padded":
+        return []
+    bound = parity.context_bound(recipe.context, blocks=recipe.blocks, all_blocks=recipe.backbone.blocks)
+    return [parity.context(states, _states(recipe, Context(kind="padded"), clips, done), bound)]
+
+
+def _states(
+    recipe: Recipe, context: Context, clips: parity.Clips, done: Callable[[float], None]
+) -> list[NDArray[np.float32]]:
+    reference = recipe.backbone.reference(context, recipe.blocks)
+    states = []
+    for number, clip in enumerate(clips.samples):
+        done(number / len(clips.samples))
+        states.append(reference(clip))
+    return states
+
+
+def _refuse(figures: Sequence[Figure], bundle: Bundle) -> None:
+    for figure in figures:
+        if not figure.passed:
+            side = "at most" if figure.at_most else "at least"
+            raise BundleError(
+                f"export of {bundle.source} ({bundle.context}, {bundle.blocks} blocks, {bundle.precision}) is refused: "
+                f"parity figure {figure.name} is {figure.value:.3g} and must be {side} {figure.bound:g}; "
+                "check the checkpoint, or choose another --context or --precision"
+            )
+
+
+def _describe(recipe: Recipe, folder: Path) -> Bundle:
+    backbone = recipe.backbone
+    names = backbone.layers(recipe.blocks)
+    return Bundle(
+        folder=folder,
+        family=backbone.family,
+        source=backbone.name,
+        source_sha256=backbone.sha256,
+        context=recipe.context,
+        blocks=recipe.blocks,
+        source_blocks=backbone.blocks,
+        precision=recipe.precision,
+        rate_hz=backbone.rate_hz,
+        frame_samples=backbone.frame_samples,
+        dims=backbone.dims,
+        layers=tuple(range(len(names))),
+        layer_names=names,
+        default_layer=len(names) - 1,
+        max_duration_ms=backbone.max_duration_ms,
+        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        exporter={name: importlib.metadata.version(name) for name in PACKAGES},
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _depth(blocks: int | str | None, backbone: Backbone) -> int:
+    if blocks is None:
+        return (backbone.blocks + 1) // 2
+    if blocks == "all":
+        return backbone.blocks
+    if isinstance(blocks, str) and not (blocks.isascii() and blocks.isdigit()):
+        raise BadSetting(f"--blocks {blocks!r} is not a depth: use 0 to {backbone.blocks}, or all")
+    return int(blocks)
+
+
+def _check_target(out: Path, *, replace_existing: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise BadSetting(f"--out {out} is a file: give a folder")
+    if out.is_dir() and any(out.iterdir()) and not replace_existing:
+        raise BadSetting(f"--out {out} is not empty: give another folder, or --replace")
+
+
+def _publish(folder: Path, out: Path) -> Path:
+    """Rename `folder` to `out`; an old bundle there goes away only once the new one is whole."""
+    if out.is_dir():
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+        out.rename(old / out.name)
+        folder.rename(out)
+        shutil.rmtree(old)
+    else:
+        folder.rename(out)
+    return out
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A hidden folder on the same disk as `out`, gone afterwards unless it was renamed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    folder.chmod(0o755)  # mkdtemp's 0700 would keep a server under another user out
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFull(
+            f"cannot write the bundle at {out} ({os.strerror(error.errno or 0)}): free space or choose another --out"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own internals and absent optional packages; nobody can act on that."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,150 @@
+"""Is the exported graph right? Measured against transformers before a bundle may exist, on real speech if possible.
+
+Three figures:
+
+- `hidden`: the graph in float32 by ONNX Runtime, in a batch of mixed lengths, against transformers run clip by clip
+  under the same context policy: the largest absolute error over the default layer's frames and over every layer's mean
+  and standard deviation, each layer divided by the standard deviation of all its values ("unit scale").
+- `precision`: the clips' mean vectors as the bundle's own runtime and precision compute them, against the reference:
+  RMS error over clips and dimensions, each dimension divided by its standard deviation between clips ("spread").
+- `context`: how close the policy comes to the padded encoder: cosine between the clips' mean vectors under both, after
+  each dimension of each is standardised over the clips (the raw cosine flatters: a common offset dominates it).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.embedder.bundle import Figure, Precision
+from services.embedder.contexts import Context
+from services.embedder.runtimes import Result, Runtime
+from services.embedder.speechlike import speechlike
+from servox import audio
+from servox.errors import BadAudio, BadSetting, TooLarge
+
+Samples = NDArray[np.float32]
+Reference = Callable[[Samples], Samples]
+
+CLIPS = 16
+BATCH = 4
+SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
+LIMITS = audio.Limits(min_duration_ms=300, max_duration_ms=10_000)
+
+HIDDEN_BOUND = 1e-3
+PRECISION_BOUNDS: dict[Precision, float] = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.10}
+HALF_DEPTH_COSINE = 0.9
+DEEP_COSINE = 0.6  # deeper blocks have seen more of the difference; .77 at the last layer of whisper-base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clips:
+    """What parity is measured on; `origin` says what it is in words."""
+
+    samples: tuple[Samples, ...]
+    origin: str
+
+    def batches(self) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.int64]]]:
+        """Batches of mixed lengths, padded with noise: a graph that looks beyond a clip's end must fail here."""
+        rng = np.random.default_rng(0)
+        for start in range(0, len(self.samples), BATCH):
+            part = self.samples[start : start + BATCH]
+            lengths = np.array([len(clip) for clip in part], np.int64)
+            pcm = rng.normal(0, 0.1, (len(part), int(lengths.max()))).astype(np.float32)
+            for row, clip in zip(pcm, part, strict=True):
+                row[: len(clip)] = clip
+            yield slice(start, start + len(part)), pcm, lengths
+
+
+def gather(paths: Sequence[Path], data_root: Path | None, rate_hz: int) -> Clips:
+    """Clips from `paths` (files or folders), else from `data_root`/corpora, else speech-like signals.
+
+    Raises:
+        BadSetting: when `paths` are given and hold too little audio.
+    """
+    if paths:
+        samples = _decode_some([_files(path) for path in paths], rate_hz)
+        if len(samples) < 2:
+            raise BadSetting(f"--clips gave {len(samples)} readable clips: give at least 2, from 0.3 s to 10 s long")
+        return Clips(samples=samples, origin=f"{len(samples)} given clips")
+    corpora = sorted((data_root / "corpora").iterdir()) if data_root and (data_root / "corpora").is_dir() else []
+    samples = _decode_some([_files(folder) for folder in corpora], rate_hz)
+    if len(samples) >= CLIPS // 2:
+        return Clips(samples=samples, origin=f"{len(samples)} clips of {', '.join(c.name for c in corpora)}")
+    made = tuple(speechlike(seed, duration_s=0.8 + 0.4 * seed, rate_hz=rate_hz) for seed in range(CLIPS))
+    return Clips(samples=made, origin=f"{len(made)} synthesised signals")
+
+
+def hidden(runtime: Runtime, clips: Clips, states: Sequence[Samples]) -> Figure:
+    """The `hidden` figure of a float32 runtime against the reference's `states`, [layers, T, d] a clip."""
+    scale = np.sqrt(np.mean([state.var(axis=(1, 2)) for state in states], axis=0))
+    worst = 0.0
+    for part, result in _run(runtime, clips, frames=True):
+        worst = max(worst, *(_worst(result, row, state, scale) for row, state in enumerate(states[part])))
+    return Figure(name="hidden", value=worst, bound=HIDDEN_BOUND)
+
+
+def precision(runtime: Runtime, clips: Clips, states: Sequence[Samples], kind: Precision) -> Figure:
+    """The `precision` figure of the bundle's own runtime."""
+    expected = np.stack([state[-1].mean(axis=0) for state in states])
+    actual = np.concatenate([result.statistics[:, -1, 0] for _, result in _run(runtime, clips, frames=False)])
+    spread = expected.std(axis=0) + 1e-12
+    error = float(np.sqrt(np.mean(((actual - expected) / spread) ** 2)))
+    return Figure(name="precision", value=error, bound=PRECISION_BOUNDS[kind])
+
+
+def context(states: Sequence[Samples], padded: Sequence[Samples], bound: float | None) -> Figure:
+    """The `context` figure between the policy's and the padded encoder's reference states."""
+    ours, theirs = (_standardised([state[-1].mean(axis=0) for state in each]) for each in (states, padded))
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return Figure(name="context", value=float(np.mean((ours * theirs).sum(axis=1) / norms)), bound=bound, at_most=False)
+
+
+def context_bound(policy: Context, *, blocks: int, all_blocks: int) -> float | None:
+    """What `context` must reach: only silence tokens claim to stand for the padding; others are reported."""
+    if policy.kind != "silence":
+        return None
+    return HALF_DEPTH_COSINE if 2 * blocks <= all_blocks + 1 else DEEP_COSINE
+
+
+def _run(runtime: Runtime, clips: Clips, *, frames: bool) -> Iterator[tuple[slice, Result]]:
+    for part, pcm, lengths in clips.batches():
+        yield part, runtime.run(pcm, lengths, frames=frames)
+
+
+def _worst(result: Result, row: int, state: Samples, scale: Samples) -> float:
+    pooled = np.stack([state.mean(axis=1), state.std(axis=1)], axis=1)
+    by_layer = np.abs(result.statistics[row] - pooled).max(axis=(1, 2)) / scale
+    by_frame = np.inf
+    if result.frames is not None:
+        by_frame = np.abs(result.frames[row, : state.shape[1]] - state[-1]).max() / scale[-1]
+    # A NaN must count as the worst error, not vanish in a comparison.
+    return float(np.nan_to_num(max(by_frame, by_layer.max()), nan=np.inf))
+
+
+def _standardised(means: list[Samples]) -> Samples:
+    matrix = np.stack(means)
+    return np.asarray((matrix - matrix.mean(axis=0)) / (matrix.std(axis=0) + 1e-12), np.float32)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+
+def _decode_some(groups: Sequence[list[Path]], rate_hz: int) -> tuple[Samples, ...]:
+    """About `CLIPS` clips in all, the same share of every group, spread evenly over each."""
+    groups = [group for group in groups if group]
+    share = -(-CLIPS // len(groups)) if groups else 0
+    found: list[Samples] = []
+    for group in groups:
+        step = max(1, len(group) // share)
+        for file in group[step // 2 :: step][:share]:
+            try:
+                found.append(audio.decode(file.read_bytes(), rate_hz, LIMITS).samples)
+            except (BadAudio, TooLarge):
+                continue
+    return tuple(found[:CLIPS])
