@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,24 +67,24 @@ class Scorer:
         """
         head_ids = self.heads_of(train, test, recipe)
         make = self._in_domain if train.key == test.key else self._across
-        cell = await make(train, test, recipe)
-        return results.Cell(
-            schema=results.SCHEMA,
-            protocol=self.protocol.name,
-            head=recipe,
-            train=train.key,
-            test=test.key,
-            train_facts=train.facts(),
-            test_facts=test.facts(),
-            bundle=self.bundle,
-            heads=[f"{self.heads[head].name}:{self.heads[head].version}" for head in head_ids],
-            seeds=list(self.seeds),
-            versions=self.versions,
-            published=_published(train.key, test.key),
-            **cell,
-        )
+        scored = await make(train, test, recipe)
+        return {
+            **scored,
+            "schema": results.SCHEMA,
+            "protocol": self.protocol.name,
+            "head": recipe,
+            "train": train.key,
+            "test": test.key,
+            "train_facts": train.facts(),
+            "test_facts": test.facts(),
+            "bundle": self.bundle,
+            "heads": [f"{self.heads[head].name}:{self.heads[head].version}" for head in head_ids],
+            "seeds": list(self.seeds),
+            "versions": self.versions,
+            "published": _published(train.key, test.key),
+        }
 
-    async def _in_domain(self, corpus: Corpus, _: Corpus, recipe: str) -> dict[str, Any]:
+    async def _in_domain(self, corpus: Corpus, _: Corpus, recipe: str) -> results.Scored:
         classes, clips = corpus.classes(self.protocol), corpus.labelled
         probabilities = np.full((len(self.seeds), len(clips), len(classes)), np.nan)
         for row, seed in enumerate(self.seeds):
@@ -120,7 +119,7 @@ class Scorer:
             scaled[fold.test] /= fit_temperature(logits[others], truth[others])
         return _softmax_rows(scaled)
 
-    async def _across(self, train: Corpus, test: Corpus, recipe: str) -> dict[str, Any]:
+    async def _across(self, train: Corpus, test: Corpus, recipe: str) -> results.Scored:
         head_classes = train.classes(self.protocol)
         support = self._support(train, test)
         labels = [sample.clip.label for sample in test.samples]
@@ -199,7 +198,7 @@ class Scorer:
         classes: Sequence[str],
         dropped: Counter[str],
         split: str,
-    ) -> dict[str, Any]:
+    ) -> results.Scored:
         samples = [test.samples[i] for i in kept]
         labels = [sample.clip.label for sample in samples]
         speakers = [sample.clip.speaker or "" for sample in samples]

@@ -118,7 +118,7 @@ def _to_run(row: _Row) -> evaluator_pb2.Run:
         id=row.id,
         spec=json_format.Parse(row.spec_json, evaluator_pb2.RunSpec()),
         bundle=json_format.Parse(row.bundle_json or "{}", common_pb2.Bundle()),
-        state=evaluator_pb2.RunState.ValueType(row.state),
+        state=evaluator_pb2.RunState.Name(row.state),
         error=row.error,
         report=row.report,
         started_unix_ms=row.started_unix_ms,

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,7 +116,9 @@ def load(data_dir: Path, *, protocol: Protocol, wanted: Sequence[str] = ()) -> D
     return Dataset(corpora=tuple(corpora), refused=refused, warnings=tuple(warnings))
 
 
-def _chosen(folders: dict[str, Path], wanted: Sequence[str], *, known: dict[str, Card], data_dir: Path) -> list[str]:
+def _chosen(
+    folders: Mapping[str, Path], wanted: Sequence[str], *, known: Mapping[str, Card], data_dir: Path
+) -> list[str]:
     unknown = [key for key in wanted if key not in known]
     if unknown:
         raise BadCorpus(f"corpora: {', '.join(unknown)}: no such key; `servox corpora list` shows all")

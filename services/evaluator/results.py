@@ -86,7 +86,19 @@ class BundleFacts(TypedDict):
     runtime: str
 
 
-class Cell(TypedDict):
+class Scored(TypedDict):
+    """What scoring gives; the rest of a cell says what was scored."""
+
+    classes: list[str]  # that both corpora have; in domain: all of the corpus
+    dropped: dict[str, int]  # clips of the test corpus left out, by label, because the training corpus lacks the class
+    corrections: dict[str, Correction]  # by name; in domain only `none`
+    floor: Floor  # macro-F1
+    floor_uar: Floor
+    interval: str  # how intervals were made, or why there are none
+    split: str  # how train and test were kept apart
+
+
+class Cell(Scored):
     """One train corpus scored on one test corpus with one kind of head."""
 
     schema: int
@@ -94,18 +106,11 @@ class Cell(TypedDict):
     head: str  # mlp, logistic, frame-mlp
     train: str
     test: str
-    classes: list[str]  # that both corpora have; in domain: all of the corpus
-    dropped: dict[str, int]  # clips of the test corpus left out, by label, because the training corpus lacks the class
-    corrections: dict[str, Correction]  # by name; in domain only `none`
-    floor: Floor  # macro-F1
-    floor_uar: Floor
     train_facts: CorpusFacts
     test_facts: CorpusFacts
     bundle: BundleFacts
     heads: list[str]  # digests of the heads that answered
     seeds: list[int]
-    interval: str  # how intervals were made, or why there are none
-    split: str  # how train and test were kept apart
     versions: dict[str, str]  # servox and what computes
     published: NotRequired[dict[str, float]]  # macro-F1 of the paper for this pair, by backbone
 
