@@ -1,0 +1,144 @@
+"""Threads that own the device: each has one runtime, takes one batch at a time and touches nothing else.
+
+The threads are daemons: one that is stuck inside a driver must not keep the process from ending.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from servox.errors import Unavailable
+
+from .runtimes import Result, Runtime
+
+log = logging.getLogger(__name__)
+
+Samples = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A batch that was run, and when on the monotonic clock."""
+
+    result: Result
+    began_s: float
+    ended_s: float
+
+
+class Device:
+    """As many batches at a time as there are runtimes.
+
+    Args:
+        runtimes: one for each thread.
+        stuck_after_s: a batch that takes longer will not come back.
+    """
+
+    def __init__(self, runtimes: Sequence[Runtime], *, stuck_after_s: float) -> None:
+        self.streams = len(runtimes)
+        self._stuck_after_s = stuck_after_s
+        self._orders: SimpleQueue[tuple[Callable[[Runtime], Any], Future[Any]] | None] = SimpleQueue()
+        self._runtimes = runtimes
+        self._threads = [
+            threading.Thread(target=self._work, args=(runtime,), name=f"device-{number}", daemon=True)
+            for number, runtime in enumerate(runtimes)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(
+        self, clips: Sequence[Samples], *, samples: int, frames: bool, wanted: Callable[[], bool] = lambda: True
+    ) -> Run | None:
+        """Runs clips padded to `samples`; None if by then nobody wanted the answer.
+
+        Raises:
+            TimeoutError: the batch did not come back.
+            Exception: whatever the runtime raises.
+        """
+        return await self._ordered(lambda runtime: _run(runtime, clips, samples, frames) if wanted() else None)
+
+    async def canary(self, samples: int) -> str:
+        """Runs faint noise of a length; what went wrong, or nothing.
+
+        Raises:
+            TimeoutError: it did not come back.
+        """
+        return await self._ordered(lambda runtime: _canary(runtime, samples))
+
+    async def warm(self, lengths: Sequence[int]) -> None:
+        """Runs every length once on every thread, so that no caller pays for a first time.
+
+        Raises:
+            Unavailable: a length does not run.
+        """
+        barrier = threading.Barrier(self.streams)  # holds each thread until all have their share: one order each
+
+        def warm(runtime: Runtime) -> str:
+            problems = [f"{length} samples: {why}" for length in lengths if (why := _canary(runtime, length))]
+            barrier.wait()
+            return "; ".join(problems)
+
+        for problem in await asyncio.gather(*(asyncio.wrap_future(self._order(warm)) for _ in self._threads)):
+            if problem:
+                raise Unavailable(
+                    f"the device cannot run the bundle ({problem}); export it again or use another device"
+                )
+
+    def close(self, *, wait: bool) -> None:
+        """Ends the threads after their present batch; `wait` False leaves stuck ones behind."""
+        for _ in self._threads:
+            self._orders.put(None)
+        if wait:
+            for thread, runtime in zip(self._threads, self._runtimes, strict=True):
+                thread.join()
+                runtime.close()
+
+    async def _ordered(self, work: Callable[[Runtime], T]) -> T:
+        answer = asyncio.wrap_future(self._order(work))
+        return await asyncio.wait_for(asyncio.shield(answer), self._stuck_after_s)
+
+    def _order(self, work: Callable[[Runtime], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._orders.put((work, future))
+        return future
+
+    def _work(self, runtime: Runtime) -> None:
+        while order := self._orders.get():
+            work, future = order
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = work(runtime)
+            except Exception as error:  # noqa: BLE001 -- the thread's edge: whoever ordered the work decides
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+
+def _run(runtime: Runtime, clips: Sequence[Samples], samples: int, frames: bool) -> Run:
+    pcm = np.zeros((len(clips), samples), np.float32)
+    for row, clip in zip(pcm, clips, strict=True):
+        row[: len(clip)] = clip
+    lengths = np.array([len(clip) for clip in clips], np.int64)
+    began_s = time.monotonic()
+    result = runtime.run(pcm, lengths, frames=frames)
+    return Run(result=result, began_s=began_s, ended_s=time.monotonic())
+
+
+def _canary(runtime: Runtime, samples: int) -> str:
+    noise = np.random.default_rng(0).normal(0, 0.01, samples).astype(np.float32)
+    try:
+        run = _run(runtime, [noise], samples, frames=False)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the device is unfit
+        return repr(error)
+    log.debug("canary", extra={"samples": samples, "took_s": run.ended_s - run.began_s})
+    return "" if np.isfinite(run.result.statistics).all() else "its statistics are not finite"

@@ -1,0 +1,49 @@
+"""Health that tells the truth: SERVING only between a warm device and a dead one.
+
+Ready means that every length bucket has been run once; a device that is gone makes the server NOT_SERVING at once, so
+that no caller is sent to it while the process ends.
+"""
+
+import asyncio
+
+from servox.errors import ServoxError
+from servox.rpc import Server
+
+
+class Health:
+    """Ties a server's health to the engine's.
+
+    Args:
+        server: whose health is set.
+        failed: done, with the reason, when the device is gone.
+    """
+
+    def __init__(self, server: Server, failed: asyncio.Future[ServoxError]) -> None:
+        self._server = server
+        self._failed = failed
+        self._watch: asyncio.Task[None] | None = None
+
+    async def ready(self) -> None:
+        """The device is warm."""
+        await self._server.serving(True)
+        self._watch = asyncio.create_task(self._until_failed())
+
+    async def wait_failed(self) -> None:
+        """Returns never.
+
+        Raises:
+            Unavailable: the device is gone, and callers have been told.
+        """
+        error = await asyncio.shield(self._failed)
+        if self._watch:
+            await asyncio.shield(self._watch)
+        raise error
+
+    def close(self) -> None:
+        """Stops watching."""
+        if self._watch:
+            self._watch.cancel()
+
+    async def _until_failed(self) -> None:
+        await asyncio.shield(self._failed)
+        await self._server.serving(False)
