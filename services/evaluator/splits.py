@@ -9,7 +9,7 @@
   Rule: speakers are shuffled into folds of equally many speakers (GroupKFold). Where they are *uneven*, they are dealt
   greedily so that classes spread evenly over the folds (StratifiedGroupKFold). Uneven means: more than 0.3 of the
   clips would have to move for every speaker to say the same number of clips of every class in the corpus's proportions
-  (RAVDESS 0.00, nEMO 0.04, TurEV-DB 0.08, EmoDB 0.15; URDU 0.76).
+  (RAVDESS 0.00, nEMO 0.02, TurEV-DB 0.08, EmoDB 0.15; URDU 0.75).
 - A class that one speaker alone says cannot be tested on unheard speakers: its clips are left out and counted.
 """
 
