@@ -57,9 +57,7 @@ def _reading(archive: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, LZMAError, NotImplementedError) as problem:
-        raise BadCorpus(
-            f"archive {archive.name}: damaged ({problem}). Delete {archive} and download it again."
-        ) from problem
+        raise BadCorpus(f"archive {archive.name}: damaged ({problem}). Remove it and download it again.") from problem
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:

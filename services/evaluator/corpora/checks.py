@@ -13,6 +13,7 @@ import numpy as np
 import soundfile as sf
 
 from .card import Card, Protocol
+from .paths import printable
 from .scanning import Problem, Scan, expected_clips, scan
 
 MIN_DURATION_S = 0.05
@@ -131,7 +132,11 @@ def _decode_all(
         faults: Iterable[str] = pool.map(audio_fault, files)
         if progress is not None:
             faults = progress(faults, len(files))
-        bad = [(file.relative_to(root).as_posix(), fault) for file, fault in zip(files, faults, strict=True) if fault]
+        bad = [
+            (printable(file.relative_to(root).as_posix()), fault)
+            for file, fault in zip(files, faults, strict=True)
+            if fault
+        ]
     problems = [
         Problem(severity="warning", message=f"{card.key}: {path!r} {fault}; it will be skipped.", paths=(path,))
         for path, fault in bad

@@ -21,7 +21,6 @@ from .card import Archive, Card
 
 # Called with the file's name, the bytes so far, and the bytes in all where the server tells.
 Progress = Callable[[str, int, int | None], None]
-_CHUNK_BYTES = 1 << 20
 
 
 def download(
@@ -44,7 +43,12 @@ def download(
     with _disk_errors(card), _client(client) as http:
         waiting.mkdir(parents=True, exist_ok=True)
         files = [_fetch(http, archive, waiting, card=card, progress=progress) for archive in card.obtain.archives]
-        _put_in_place(card, files, target)
+        try:
+            _put_in_place(card, files, target)
+        except BadCorpus:
+            # A damaged file would be found complete, and damaged, again.
+            shutil.rmtree(waiting)
+            raise
     shutil.rmtree(waiting)
     return target
 
@@ -120,7 +124,7 @@ def _write(response: httpx.Response, part: Path, *, start: int, total: int | Non
     if total is not None and shutil.disk_usage(part.parent).free < total - start:
         raise OSError(errno.ENOSPC, f"{total - start} bytes to come")
     with part.open("ab" if start else "wb") as out:
-        for chunk in response.iter_raw(_CHUNK_BYTES):
+        for chunk in response.iter_raw():
             out.write(chunk)
             if progress is not None:
                 progress(part.stem, out.tell(), total)

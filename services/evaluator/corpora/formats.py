@@ -38,10 +38,11 @@ def read_rows(table: Table, file: Path) -> Iterator[Row]:
             raise BadCorpus(f"table {file}: larger than {MAX_TABLE_BYTES} bytes; this is not an annotation table.")
         for row in _READERS[table.format](table, file):
             yield {**row, "table_stem": file.stem}
-    except (OSError, ValueError, KeyError, csv.Error, zipfile.BadZipFile, re.error) as problem:
-        raise BadCorpus(
-            f"table {file}: cannot be read as {table.format} ({problem}). Restore the original file."
-        ) from problem
+    except (OSError, ValueError, KeyError, csv.Error, zipfile.BadZipFile, re.error, RecursionError) as problem:
+        # Parsers of formats spread their messages over lines.
+        cause = " ".join(str(problem).split())
+        message = f"table {file}: cannot be read as {table.format} ({cause}). Restore the original file."
+        raise BadCorpus(message) from problem
 
 
 def _text(table: Table, file: Path) -> str:

@@ -74,6 +74,11 @@ def normalised(path: str) -> str:
     return unicodedata.normalize("NFC", path.replace("\\", "/")).removeprefix("./")
 
 
+def printable(path: str) -> str:
+    """The path as text that can be written anywhere: bytes that are no UTF-8 are shown as escapes."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def excluded_because(card: Card, path: str, protocol: Protocol) -> str:
     """Why a card leaves a file out under a protocol, or nothing."""
     text = normalised(path)

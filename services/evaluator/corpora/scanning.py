@@ -14,7 +14,7 @@ from typing import Literal
 from servox.errors import BadCorpus
 
 from .card import Card, Protocol
-from .paths import Parsed, excluded_because, is_audio, normalised, parse_path
+from .paths import Parsed, excluded_because, is_audio, normalised, parse_path, printable
 from .tables import Tables, read_tables
 from .templates import fill, fold
 
@@ -27,7 +27,7 @@ class Clip:
     """One utterance of a corpus.
 
     Attributes:
-        path: relative to the corpus root, with `#id@start-end` for a segment.
+        path: relative to the corpus root, with `#id@start-end` for a segment; always printable, unlike `file`.
         file: absolute path of the audio file.
         raw, label: as stored, and unified under the scan's protocol.
         speaker, group: as in `Parsed`; both may be `None`.
@@ -189,7 +189,7 @@ class _Reading:
         return None if first == parsed.path else first
 
     def _skip(self, path: str, reason: str) -> None:
-        self._skipped.append(Skipped(path=path, reason=reason))
+        self._skipped.append(Skipped(path=printable(path), reason=printable(reason)))
 
     def _lose(self, path: str, *, kind: str, message: str) -> None:
         severity: Severity = "error" if "unknown label" in message else "warning"
@@ -199,8 +199,8 @@ class _Reading:
 
     def result(self) -> Scan:
         problems = [
-            Problem(severity=self._kinds[kind][0], message=self._kinds[kind][1], paths=tuple(paths))
-            for kind, paths in self._wrong.items()
+            Problem(severity=severity, message=printable(message), paths=tuple(map(printable, self._wrong[kind])))
+            for kind, (severity, message) in self._kinds.items()
         ]
         problems = [*_missing_tables(self._card, self._tables), *problems, *self._shortfalls()]
         return Scan(
@@ -279,7 +279,7 @@ def _missing_tables(card: Card, tables: Tables) -> Iterator[Problem]:
 def _clip(parsed: Parsed, *, card: Card, label: str, file: Path) -> Clip:
     return Clip(
         corpus=card.key,
-        path=parsed.path,
+        path=printable(parsed.path),
         file=file,
         raw=parsed.raw,
         label=label,
