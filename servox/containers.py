@@ -90,7 +90,7 @@ def _missing_from_mp3(data: bytes) -> str | None:
             return "its last frame is cut"
         at, frames = at + size, frames + 1
     # The frame that carries the count is not counted itself.
-    if promised is not None and at >= len(data) and frames - 1 < promised:
+    if promised is not None and at > len(data) - 4 and frames - 1 < promised:
         return f"its header promises {promised} frames and {frames - 1} are there"
     return None
 

@@ -46,7 +46,7 @@ class Context:
             return cls(kind="fixed", seconds=_seconds(value, text))
         if kind == "silence":
             return cls(kind="silence", tokens=_tokens(value, text))
-        raise BadSetting(f"context {text!r} is not a policy: use {SYNTAX}")
+        raise BadSetting(f"--context {text!r} is not a policy: use {SYNTAX}")
 
     def __str__(self) -> str:
         """The text that `parse` reads back."""
@@ -61,7 +61,7 @@ def _seconds(value: str, text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0.1 <= seconds <= 30.0:
-        raise BadSetting(f"context {text!r} needs seconds from 0.1 to 30, e.g. fixed:5")
+        raise BadSetting(f"--context {text!r} needs seconds from 0.1 to 30, e.g. fixed:5")
     return seconds
 
 
@@ -69,6 +69,6 @@ def _tokens(value: str, text: str) -> int:
     tokens = int(value) if value.isascii() and value.isdigit() else 0
     if not 1 <= tokens <= MAX_SILENCE_TOKENS:
         raise BadSetting(
-            f"context {text!r} needs a whole number of tokens from 1 to {MAX_SILENCE_TOKENS}, e.g. silence:32"
+            f"--context {text!r} needs a whole number of tokens from 1 to {MAX_SILENCE_TOKENS}, e.g. silence:32"
         )
     return tokens

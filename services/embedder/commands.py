@@ -1,0 +1,95 @@
+"""`servox export`: a checkpoint to a bundle, with its parity shown."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from services.embedder.bundle import Bundle, Figure
+from services.embedder.contexts import SYNTAX
+from servox.errors import BadInput
+
+MEANING = {
+    "hidden": "largest error of hidden states, unit scale",
+    "precision": "RMS error of clip means / spread between clips",
+    "context": "standardised cosine to the padded encoder",
+}
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="Hub id (openai/whisper-base), checkpoint folder, or logmel.")],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    context: Annotated[
+        str | None, typer.Option(help=f"What follows a clip: {SYNTAX}. Default: silence:32 for Whisper.")
+    ] = None,
+    blocks: Annotated[str | None, typer.Option(help="Blocks to keep, or all. Default: half.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
+    clips: Annotated[
+        Path | None, typer.Option(help="File or folder to measure parity on. Default: corpora of SERVOX_DATA.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Put the bundle in place of an old one.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one machine-readable line last.")] = False,
+) -> None:
+    """Export an encoder into a bundle: one file from waveform to embedding, its parity measured."""
+    try:
+        # Imported here: torch and transformers take seconds, which `--help` does not wait for.
+        from services.embedder.export import export as export_bundle
+    except ModuleNotFoundError as error:
+        raise BadInput(f"`export` needs the package {error.name!r}: pip install 'servox[embedder,export]'") from None
+
+    console = Console(stderr=as_json)
+    data = os.environ.get("SERVOX_DATA")
+    with _bar(console) as tell:
+        bundle = export_bundle(
+            source,
+            out,
+            context=context,
+            blocks=blocks,
+            precision=precision,
+            clips=[clips] if clips else [],
+            data_root=Path(data) if data else None,
+            replace_existing=replace,
+            progress=tell,
+        )
+    console.print(parity_table(bundle))
+    console.print(f"[bold]{bundle.source}[/] → {out} · {bundle.context} · {bundle.blocks} blocks · {bundle.precision}")
+    if as_json:
+        typer.echo(json.dumps(summary(bundle), ensure_ascii=False))
+
+
+def parity_table(bundle: Bundle) -> Table:
+    """The parity figures beside their bounds."""
+    table = Table("figure", "value", "bound", "", title=f"Parity with transformers, {bundle.parity_clips}")
+    for figure in bundle.parity:
+        table.add_row(MEANING[figure.name], f"{figure.value:.3g}", _bound(figure), "ok" if figure.passed else "out")
+    return table
+
+
+def summary(bundle: Bundle) -> dict[str, Any]:
+    """What `--json` prints: the manifest and the folder."""
+    return {"bundle": str(bundle.folder), **bundle.manifest()}
+
+
+def _bound(figure: Figure) -> str:
+    if figure.bound is None:
+        return "-"
+    return f"{'≤' if figure.at_most else '≥'} {figure.bound:g}"
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[str, float], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("start", total=1.0)
+
+        def tell(step: str, done: float) -> None:
+            bar.update(task, description=step, completed=done)
+
+        yield tell
