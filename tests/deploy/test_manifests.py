@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -147,6 +148,19 @@ def test_the_files_of_the_services_share_one_order() -> None:
 def test_images_carry_the_version_of_the_package(service: str) -> None:
     assert container(service)["image"] == f"servox-{service}:{__version__}"
     assert carrier()["spec"]["containers"][0]["image"] == f"servox-embedder:{__version__}"
+
+
+def test_the_overlay_of_the_readme_builds(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    overlay = tmp_path / "overlays/mine"
+    overlay.mkdir(parents=True)
+    readme = (ROOT / "deploy/k8s/README.md").read_text()
+    (text,) = re.findall(r"```yaml\n(# kustomization\.yaml\n.+?)```", readme, flags=re.DOTALL)
+    (overlay / "kustomization.yaml").write_text(text)
+    built = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True).stdout
+    assert f"image: registry.example.org/servox-embedder:{__version__}\n" in built
+    assert "SERVOX_EMBEDDER_BUNDLE: /var/lib/servox/bundles/whisper-base\n" in built
+    assert 'SERVOX_EMBEDDER_DRAIN_WAIT_S: "10"\n' in built
 
 
 # ---- only what the code reads --------------------------------------------------------------------------------------
