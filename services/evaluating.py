@@ -18,7 +18,7 @@ from servox.settings import home
 from servox.v1 import evaluator_pb2, evaluator_pb2_grpc
 
 from .evaluator.protocols import to_wire
-from .evaluator.report import tables
+from .evaluator.report.command import report_command
 from .house import running
 
 console = Console(stderr=True)
@@ -46,8 +46,7 @@ def run(
         raise BadSetting("--bundle: none given; name the folder that `servox export` wrote, or --evaluator ADDRESS")
     began = time.monotonic()
     finished = asyncio.run(evaluate(spec, bundle=bundle, address=evaluator))
-    tables.show(Path(spec.out_dir), Console())
-    typer.echo(f"report: {finished.report}")
+    report_command(Path(spec.out_dir), json_line=False, every=False, title=None)
     if as_json:
         seconds = round(time.monotonic() - began, 1)
         typer.echo(json.dumps({"run": finished.id, "report": finished.report, "seconds": seconds}))
