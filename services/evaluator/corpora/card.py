@@ -136,7 +136,8 @@ class Speakers:
     """Who speaks.
 
     Attributes:
-        id: template over a clip's fields; empty where the corpus does not tell, and then `reason` says why.
+        id: template over a clip's fields; empty where the corpus does not tell.
+        reason: why nothing can be speaker-disjoint, no speakers told or only one; empty where it can.
         group: template for the smallest set of clips that shares a voice where speakers are not known.
         count: speakers that the whole corpus holds; 0 where unknown.
         unknown: ids that mean no one.

@@ -48,14 +48,12 @@ def _unknown(path: str) -> bool:
     return path.endswith("MSP-PODCAST_0281_0037.wav")
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [key for key in KEYS if not load_cards()[key].table_holds_label])
 @pytest.mark.parametrize(
     "change", [str.upper, str.lower, lambda path: f"./some folder/{path}"], ids=["upper", "lower", "deeper"]
 )
 def test_case_and_outer_folders_do_not_matter(key: str, change: Callable[[str], str]) -> None:
     card = load_cards()[key]
-    if card.table_holds_label:
-        pytest.skip("the label is in a table")
     for example in card.examples:
         assert card.canonical(parse_path(card, change(example.path)).raw) == card.canonical(example.raw)
 
