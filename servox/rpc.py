@@ -25,6 +25,7 @@ from servox.errors import BadSetting, Overloaded, ServoxError, Unavailable, from
 log = logging.getLogger(__name__)
 
 ERROR_KEY = "servox-error"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
 RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 
 
@@ -186,7 +187,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServoxError
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, type(error).__name__)]
     if isinstance(error, Overloaded):
         metadata.append(("grpc-status-details-bin", _retry_details(error)))
-        metadata.append(("grpc-retry-pushback-ms", str(int(error.retry_after_s * 1000))))
+        metadata.append((PUSHBACK_KEY, str(int(error.retry_after_s * 1000))))
     await context.abort(error.grpc_code, str(error), tuple(metadata))
 
 
@@ -236,8 +237,10 @@ def translated(peer: str) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        trailing = error.trailing_metadata() or ()
-        kind = next((str(value) for key, value in trailing if key == ERROR_KEY), None)
+        trailing = {key: str(value) for key, value in error.trailing_metadata() or ()}
+        kind = trailing.get(ERROR_KEY)
         message = error.details() or error.code().name
-        text = message if kind else f"{peer}: {message}"
-        raise from_grpc(error.code(), text, kind) from error
+        raised = from_grpc(error.code(), message if kind else f"{peer}: {message}", kind)
+        if isinstance(raised, Overloaded) and PUSHBACK_KEY in trailing:
+            raised.retry_after_s = int(trailing[PUSHBACK_KEY]) / 1000
+        raise raised from error

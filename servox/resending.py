@@ -1,0 +1,184 @@
+"""Many clips through `EmbedStream`: a bounded number in flight, and what went unanswered is sent again.
+
+A server that is full or stopping answers what it admitted and pushes back the rest; embedding is a pure function of
+the audio, so sending a clip twice is harmless. A stream that breaks is opened again, with growing pauses, until it has
+broken too often without a single answer in between.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+
+from servox.errors import BadInput, Overloaded, ServoxError, Unavailable
+from servox.rpc import translated
+from servox.v1 import embedder_pb2
+from servox.wire import failure_from_proto
+
+Request = tuple[str, embedder_pb2.EmbedRequest]
+Outcome = embedder_pb2.EmbedResponse | ServoxError
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+
+
+async def embed_all(
+    stub: Any,  # noqa: ANN401 -- generated stubs have no types
+    requests: Iterable[Request] | AsyncIterable[Request],
+    *,
+    in_flight: int = 32,
+    attempts: int = 8,
+) -> AsyncGenerator[tuple[str, Outcome], None]:
+    """Each id with its embedding, or with the error that this clip alone met, as they finish.
+
+    Args:
+        stub: an `EmbedderStub`.
+        requests: unique ids and their requests; drawn from as answers come back, so it may read files lazily.
+        in_flight: how many are sent and not answered at a time.
+        attempts: how often a clip is sent, and how often in a row a stream may break without an answer.
+
+    Raises:
+        BadInput: an id that is unanswered comes again.
+        Unavailable: the embedder stays away.
+        ServoxError: the stream itself was refused.
+    """
+    sending = _Sending(requests, in_flight=in_flight, attempts=attempts)
+    feeding = asyncio.create_task(sending.feed())
+    broken = 0
+    try:
+        while sending.unfinished:
+            call = stub.EmbedStream(sending.outgoing())
+            try:
+                with translated("embedder"):
+                    while (message := await call.read()) is not grpc.aio.EOF:
+                        if answer := sending.settle(message):
+                            broken = 0
+                            yield answer
+                    sending.expect_end()
+            except (Unavailable, Overloaded) as error:
+                broken += 1
+                if broken >= attempts:
+                    raise
+                await asyncio.sleep(pause_s(error, broken - 1))
+            finally:
+                call.cancel()
+            sending.reopen()
+        await feeding
+    finally:
+        feeding.cancel()
+        sending.close()
+
+
+def pause_s(error: ServoxError, attempt: int) -> float:
+    """How long to wait before attempt number `attempt` (from 0): what the server asked for, or longer each time."""
+    asked_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+    growing_s = min(FIRST_PAUSE_S * 2.0**attempt, LONGEST_PAUSE_S)
+    # Callers that were pushed back together must not come back together.
+    return max(asked_s, growing_s) * random.uniform(1.0, 1.5)  # noqa: S311 -- no secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Item:
+    id: str
+    request: embedder_pb2.EmbedRequest
+    attempt: int = 0
+
+
+class _Sending:
+    """What is to be sent, and what was sent and is not answered."""
+
+    def __init__(self, requests: Iterable[Request] | AsyncIterable[Request], *, in_flight: int, attempts: int) -> None:
+        self._requests = requests
+        self._attempts = attempts
+        self._slots = asyncio.Semaphore(in_flight)
+        self._ready: asyncio.Queue[_Item | None] = asyncio.Queue()
+        self._open: dict[str, _Item] = {}
+        self._sent: set[str] = set()
+        self._fed = False
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a clip is unanswered or still to come."""
+        return bool(self._open) or not self._fed
+
+    async def feed(self) -> None:
+        """Draws requests as there is room for them; what the source raises is raised again by its awaiter."""
+        try:
+            async for name, request in _each(self._requests):
+                await self._slots.acquire()
+                if name in self._open:
+                    raise BadInput(f"id {name!r} comes twice; name each clip once")
+                self._open[name] = _Item(id=name, request=request)
+                self._ready.put_nowait(self._open[name])
+        finally:
+            self._fed = True
+            self._end_when_done()
+
+    async def outgoing(self) -> AsyncIterator[embedder_pb2.EmbedStreamRequest]:
+        """Requests for one stream, until everything is answered or the stream is given up."""
+        ready = self._ready
+        while (item := await ready.get()) is not None:
+            self._sent.add(item.id)
+            yield embedder_pb2.EmbedStreamRequest(id=item.id, request=item.request)
+
+    def settle(self, message: embedder_pb2.EmbedStreamResponse) -> tuple[str, Outcome] | None:
+        """The answer in a message; None if the clip was pushed back and is to be sent again."""
+        item = self._open.get(message.id)
+        if item is None:
+            return None
+        self._sent.discard(item.id)
+        outcome: Outcome = message.response
+        if message.WhichOneof("result") == "failure":
+            outcome = failure_from_proto(message.failure)
+            if outcome.retryable and item.attempt + 1 < self._attempts:
+                self._again(item, after_s=pause_s(outcome, item.attempt))
+                return None
+        del self._open[item.id]
+        self._slots.release()
+        self._end_when_done()
+        return item.id, outcome
+
+    def expect_end(self) -> None:
+        """The stream ended in peace, which is right only if everything is answered.
+
+        Raises:
+            Unavailable: it is not.
+        """
+        if self.unfinished:
+            raise Unavailable(f"the embedder ended the stream with {len(self._open)} clips unanswered")
+
+    def reopen(self) -> None:
+        """Gives up the present stream; what it did not answer goes into the next."""
+        old, self._ready = self._ready, asyncio.Queue()
+        for name in self._sent:
+            self._ready.put_nowait(self._open[name])
+        self._sent.clear()
+        while not old.empty():
+            if item := old.get_nowait():
+                self._ready.put_nowait(item)
+        old.put_nowait(None)
+        self._end_when_done()
+
+    def close(self) -> None:
+        """Lets the last stream's sender end."""
+        self._ready.put_nowait(None)
+
+    def _again(self, item: _Item, *, after_s: float) -> None:
+        later = replace(item, attempt=item.attempt + 1)
+        self._open[item.id] = later
+        asyncio.get_running_loop().call_later(after_s, lambda: self._ready.put_nowait(later))
+
+    def _end_when_done(self) -> None:
+        if not self.unfinished:
+            self._ready.put_nowait(None)
+
+
+async def _each(requests: Iterable[Request] | AsyncIterable[Request]) -> AsyncIterator[Request]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request
