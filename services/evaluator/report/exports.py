@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def write_whole(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             hidden.write_text(text, encoding="utf-8", newline="")
-            os.replace(hidden, path)
+            hidden.replace(path)
         finally:
             hidden.unlink(missing_ok=True)
 
@@ -118,4 +117,13 @@ def _cross_corpus(series: Series) -> Iterator[tuple[Value, ...]]:
 def _per_class(series: Series) -> Iterator[tuple[Value, ...]]:
     for cell, name, held in _corrected(series):
         for row in held["per_class"]:
-            yield *_series(series), cell["train"], cell["test"], name, row["label"], row["clips"], row["f1"], row["recall"]
+            yield (
+                *_series(series),
+                cell["train"],
+                cell["test"],
+                name,
+                row["label"],
+                row["clips"],
+                row["f1"],
+                row["recall"],
+            )

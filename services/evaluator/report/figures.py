@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from services.evaluator import published
 from services.evaluator.report.run import NONE, Run, Series, ladder_order
-from services.evaluator.results import Cell, Correction, CorpusFacts, Figure, Floor
+from services.evaluator.results import Cell, CorpusFacts, Correction, Figure, Floor
 from services.evaluator.statistics import RESAMPLES, mean_over_pairs, paired_over_pairs, percentile
 
 Array = NDArray[np.float64]
@@ -125,7 +125,7 @@ def target_words(correction: Correction) -> str:
 
 
 def matrix(series: Series, correction: str, score: Score = "macro_f1") -> Array:
-    """Scores `[train, test]` of the pairs in the order of `series.corpora`; NaN in domain and where there is no cell."""
+    """Scores `[train, test]` of the pairs in the order of `series.corpora`; NaN elsewhere."""
     filled = np.full((len(series.corpora), len(series.corpora)), np.nan)
     place = {key: index for index, key in enumerate(series.corpora)}
     for cell in series.pairs:
@@ -137,13 +137,19 @@ def matrix(series: Series, correction: str, score: Score = "macro_f1") -> Array:
 
 
 def leaderboard(run: Run) -> list[LeaderRow]:
-    """Our series in the order of the run, then the paper's backbones, the best out of domain first."""
+    """Our series in the order of the run, then the paper's backbones: best out of domain first, contaminated last."""
     return [*(_own_row(series) for series in run.series), *_published_rows()]
 
 
 def in_domain(series: Series) -> list[InDomainRow]:
     """One row a corpus that was scored within itself."""
     return [_in_domain_row(cell) for cell in series.in_domain]
+
+
+def best_unlabelled(rows: Sequence[LadderRow]) -> LadderRow | None:
+    """The correction with the highest mean of those that take no labels; None where there is none."""
+    free = [row for row in rows if row.gain and not row.labels]
+    return max(free, key=lambda row: row.macro_f1.value or 0.0, default=None)
 
 
 def ladder(series: Series) -> list[LadderRow]:
@@ -198,7 +204,7 @@ def _published_rows() -> list[LeaderRow]:
             pairs=len(published.eligible_pairs(published.PAPER_CLUSTER)),
             contaminated=row.contaminated,
         )
-        for row in published.leaderboard()
+        for row in sorted(published.leaderboard(), key=lambda row: row.contaminated)
     ]
 
 

@@ -14,7 +14,7 @@ from services.evaluator.report.figures import SCORES, Estimate, all_corrections,
 from services.evaluator.report.run import NONE, Run, Series
 from services.evaluator.results import Cell
 
-DEEP = 0.55  # share of the scale above which text is drawn in the other colour
+DEEP = 0.62  # share of the scale above which text is drawn in the other colour
 DIFFERENCE_SCALE = 0.5  # differences from −0.5 to +0.5
 ERROR_SCALE = 0.5  # calibration errors from 0 to 0.5
 
@@ -38,6 +38,9 @@ class Grid:
     correction: str
     corpora: Sequence[str]
     rows: Sequence[Sequence[GridCell]]
+    by_train: Sequence[float | None]  # means over the pairs of a row
+    by_test: Sequence[float | None]
+    mean: float | None
 
 
 def grid(run: Run, correction: str = NONE) -> Grid | None:
@@ -48,7 +51,16 @@ def grid(run: Run, correction: str = NONE) -> Grid | None:
     used = {key for one in run.series for key in one.corpora}
     corpora = [fact["key"] for fact in run.corpora if fact["key"] in used]
     rows = [[_grid_cell(series, train, test, correction) for test in corpora] for train in corpora]
-    return Grid(series=series, correction=correction, corpora=corpora, rows=rows)
+    pairs = [[None if cell.train == cell.test else cell.value for cell in row] for row in rows]
+    return Grid(
+        series=series,
+        correction=correction,
+        corpora=corpora,
+        rows=rows,
+        by_train=[_mean(row) for row in pairs],
+        by_test=[_mean(column) for column in zip(*pairs, strict=True)],
+        mean=_mean([value for row in pairs for value in row]),
+    )
 
 
 def embedded(run: Run) -> str:
@@ -77,9 +89,14 @@ def _grid_cell(series: Series, train: str, test: str, correction: str) -> GridCe
     return GridCell(train=train, test=test, value=value, share=f"{min(1, value):.3f}", classes=" ".join(classes))
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _series(series: Series) -> dict[str, Any]:
-    name = f"{series.backbone} ({series.depth}), {words.head_name(series.head)}, {words.protocol_name(series.protocol)}"
-    return {"name": name, "corpora": series.corpora, "corrections": series.corrections}
+    parts = (series.backbone, words.head_name(series.head), words.protocol_name(series.protocol), series.depth)
+    return {"name": " · ".join(parts), "corpora": series.corpora, "corrections": series.corrections}
 
 
 def _cells(cells: Mapping[tuple[str, str], Cell]) -> dict[str, Any]:
@@ -98,7 +115,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
         },
         "perClass": {
             name: [
-                [row["label"], row["clips"], _short(row["f1"]), _short(row["recall"])] for row in correction["per_class"]
+                [row["label"], row["clips"], _short(row["f1"]), _short(row["recall"])]
+                for row in correction["per_class"]
             ]
             for name, correction in held.items()
         },

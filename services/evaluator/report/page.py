@@ -19,7 +19,7 @@ from markupsafe import Markup
 from services.evaluator.report import exports, figures, words
 from services.evaluator.report.figures import Estimate
 from services.evaluator.report.grid import embedded, grid
-from services.evaluator.report.run import Run, Series, load
+from services.evaluator.report.run import Run, load
 
 NAME = "report.html"
 _PLOT_LEFT, _PLOT_WIDTH = 4, 128  # pixels, as in templates/macros.html
@@ -52,25 +52,30 @@ def page(run: Run, *, title: str | None = None) -> str:
     """The page as text."""
     script = _part("map.js") + _part("classes.js")
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
-    return _templates().get_template("page.html").render(
-        run=run,
-        title=title or f"Cross-corpus speech emotion recognition with {Path(run.manifest['bundle']['source']).name}",
-        style=Markup(_part("style.css")),  # noqa: S704 -- a file of this package
-        script=Markup(script),  # noqa: S704 -- files of this package
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        data=Markup(embedded(run)),  # noqa: S704 -- JSON without `<`, `>` and `&`
-        cells=sum(len(series.cells) for series in run.series),
-        several_bundles=len({series.bundle["digest"] for series in run.series}) > 1,
-        brief=_brief(run),
-        leaders=figures.leaderboard(run),
-        corrections=figures.all_corrections(run) or (figures.ORACLE,),
-        in_domain=[(series, figures.in_domain(series)) for series in run.series],
-        ladders=[(series, figures.ladder(series), figures.mean_floor(series.pairs)) for series in run.series],
-        any_pairs=any(series.pairs for series in run.series),
-        grid=grid(run),
-        scores=words.SCORE_NAMES,
-        splits=_notes(run, "split"),
-        intervals=_notes(run, "interval"),
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            run=run,
+            title=title
+            or f"Cross-corpus speech emotion recognition with {Path(run.manifest['bundle']['source']).name}",
+            style=Markup(_part("style.css")),  # noqa: S704 -- a file of this package
+            script=Markup(script),  # noqa: S704 -- files of this package
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            data=Markup(embedded(run)),  # noqa: S704 -- JSON without `<`, `>` and `&`
+            cells=sum(len(series.cells) for series in run.series),
+            several_bundles=len({series.bundle["digest"] for series in run.series}) > 1,
+            brief=_brief(run),
+            leaders=figures.leaderboard(run),
+            corrections=figures.all_corrections(run) or (figures.ORACLE,),
+            in_domain=[(series, figures.in_domain(series)) for series in run.series],
+            ladders=[(series, figures.ladder(series), figures.mean_floor(series.pairs)) for series in run.series],
+            any_pairs=any(series.pairs for series in run.series),
+            grid=grid(run),
+            scores=words.SCORE_NAMES,
+            splits=_notes(run, "split"),
+            intervals=_notes(run, "interval"),
+        )
     )
 
 
@@ -80,20 +85,27 @@ def _brief(run: Run) -> list[Brief]:
     if series is None:
         return []
     row = figures.leaderboard(run)[0]
-    own = f"mean macro-F1 of {row.corpora} {'corpus' if row.corpora == 1 else 'corpora'}, {words.head_name(series.head)}"
+    own = (
+        f"mean macro-F1 of {row.corpora} {'corpus' if row.corpora == 1 else 'corpora'}, {words.head_name(series.head)}"
+    )
     entries = [Brief(name="In domain", estimate=row.in_domain, note=own)]
     rungs = figures.ladder(series)
     plain = next((rung for rung in rungs if rung.gain is None), None)
     if plain is None:
         return entries
     entries.append(Brief(name="Out of domain, no correction", estimate=plain.macro_f1, note=f"{row.pairs} pairs"))
-    free = [rung for rung in rungs if rung.gain and not rung.labels and rung.macro_f1.value is not None]
-    if free:
-        best = max(free, key=lambda rung: rung.macro_f1.value or 0)
-        note = f"{words.correction_name(best.correction)}: the highest of {len(free)} that use no labels"
-        entries.append(Brief(name="Out of domain, best correction", estimate=best.macro_f1, note=note))
+    best = figures.best_unlabelled(rungs)
+    if best is not None:
+        note = f"{words.correction_name(best.correction)}: the highest of those that use no labels"
+        entries.append(Brief(name="Out of domain, best without labels", estimate=best.macro_f1, note=note))
     floor = Estimate(value=figures.mean_floor(series.pairs))
-    entries.append(Brief(name="Floor, out of domain", estimate=floor, note="what answers score that never listen"))
+    entries.append(
+        Brief(
+            name="Floor, out of domain",
+            estimate=floor,
+            note="mean of the highest floor of each pair: answers that never listen",
+        )
+    )
     return entries
 
 

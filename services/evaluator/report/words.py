@@ -7,7 +7,7 @@ from services.evaluator.report.figures import Estimate, Score
 
 MISSING = "–"
 SCORE_NAMES: dict[Score, str] = {"macro_f1": "macro-F1", "uar": "UAR", "accuracy": "accuracy", "ece": "ECE"}
-PROTOCOL_NAMES = {"sound": "sound", "ser-evals": "SER Evals (the paper's)"}
+PROTOCOL_NAMES = {"sound": "sound", "ser-evals": "SER Evals"}
 HEAD_NAMES = {"mlp": "pooled MLP", "logistic": "logistic regression", "frame-mlp": "per-frame MLP"}
 _SHORT = {
     "none": "no correction",
@@ -15,9 +15,9 @@ _SHORT = {
     "oracle-prior": "oracle prior",
     "em-prior": "EM prior",
     "mean-probability": "mean probability",
-    "standardise-16": "standardise, 16",
-    "standardise-64": "standardise, 64",
-    "standardise-all": "standardise, all",
+    "standardise-16": "standardise by 16",
+    "standardise-64": "standardise by 64",
+    "standardise-all": "standardise by all",
 }
 
 
@@ -32,10 +32,10 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Estimate, digits: int = 3) -> str:
-    """`0.350 to 0.470`, or nothing where there is none."""
+    """`0.350–0.470`, or nothing where there is none."""
     if estimate.low is None or estimate.high is None:
         return ""
-    return f"{figure(estimate.low, digits)} to {figure(estimate.high, digits)}"
+    return f"{figure(estimate.low, digits)}–{figure(estimate.high, digits)}"
 
 
 def signed_interval(estimate: Estimate, digits: int = 3) -> str:

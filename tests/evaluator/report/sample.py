@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from services.evaluator import results
 from services.evaluator.corrections import LADDER
-from services.evaluator.results import BundleFacts, Cell, ClassRow, Correction, CorpusFacts, Figure, Floor, Manifest
+from services.evaluator.results import BundleFacts, Cell, ClassRow, CorpusFacts, Correction, Figure, Floor, Manifest
 
 SEEDS = [0, 1, 2]
 CLASSES: dict[str, dict[str, int]] = {
@@ -25,7 +25,13 @@ CLASSES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 NAMES = {"emodb": "EmoDB", "nemo": "nEMO", "ravdess": "RAVDESS", "turev": "TurEV-DB", "urdu": "URDU"}
 LANGUAGES = {"emodb": "German", "nemo": "Polish", "ravdess": "English", "turev": "Turkish", "urdu": "Urdu"}
-LICENCES = {"emodb": "CC0-1.0", "nemo": "CC-BY-NC-SA-4.0", "ravdess": "CC-BY-NC-SA-4.0", "turev": "CC-BY-4.0", "urdu": ""}
+LICENCES = {
+    "emodb": "CC0-1.0",
+    "nemo": "CC-BY-NC-SA-4.0",
+    "ravdess": "CC-BY-NC-SA-4.0",
+    "turev": "CC-BY-4.0",
+    "urdu": "",
+}
 SPEAKERS = {"emodb": 10, "nemo": 9, "ravdess": 24, "turev": 6, "urdu": 38}
 SKILL = {"emodb": 0.91, "nemo": 0.62, "ravdess": 0.73, "turev": 0.55, "urdu": 0.60}
 GAIN = {"minus-train-prior": 0.0, "oracle-prior": 0.01, "em-prior": -0.07, "mean-probability": 0.08,
@@ -38,7 +44,9 @@ PAPER_BUNDLE = {**BUNDLE, "digest": "1f" * 32, "context": "padded", "blocks": 6,
 VERSIONS = {"servox": "0.1.0", "python": "3.11.7", "numpy": "2.3.1", "torch": "2.13.0"}
 
 
-def build(out: Path, *, synthetic: bool = False, paper: bool = False, heads: tuple[str, ...] = ("mlp", "logistic")) -> Path:
+def build(
+    out: Path, *, synthetic: bool = False, paper: bool = False, heads: tuple[str, ...] = ("mlp", "logistic")
+) -> Path:
     """Writes `run.json` and all cells below `out`.
 
     Args:

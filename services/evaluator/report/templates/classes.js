@@ -66,7 +66,7 @@ function startClasses() {
     const scored = series.corrections.filter((name) => cell.perClass[name]);
     refill(selects.correction, scored.map((name) => [name, figures.corrections[name].name]));
     const choice = { series: at.series, correction: selects.correction.value, score: "macro_f1" };
-    byId("cell-words").textContent = told(at.train, at.test, choice);
+    byId("cell-words").textContent = facts(at.train, at.test, choice).slice(0, 4).join("; ");
     drawClasses(cell, choice.correction);
   }
 
