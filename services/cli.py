@@ -34,9 +34,13 @@ _EVALUATE = {
     "report": ("services.evaluator.report.command:report_command", "evaluator", "Write the report of a run again."),
 }
 _SERVICES = {
-    "embedder": ("services.embedder.settings", "services.embedder.server:EmbedderServer", "Audio in, embeddings out."),
-    "prober": ("services.prober.settings", "services.prober.server:ProberServer", "Train, keep and host heads."),
-    "evaluator": ("services.evaluator.settings", "services.evaluator.server:EvaluatorServer", "Run benchmarks."),
+    "embedder": ("services.embedder.settings:Settings", "services.embedder.server:EmbedderServer", "Embed audio."),
+    "prober": ("services.prober.settings:Settings", "services.prober.server:ProberServer", "Train and host heads."),
+    "evaluator": (
+        "services.evaluator.settings:Settings",
+        "services.evaluator.server:EvaluatorServer",
+        "Run benchmarks.",
+    ),
 }
 
 
@@ -45,54 +49,49 @@ def _load(target: str, extra: str) -> Any:  # noqa: ANN401 -- whatever lies ther
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("services", "servox"):
+        package = error.name or module
+        if package.split(".")[0] in ("services", "servox"):
             raise
-        return _missing(str(error.name), extra)
+        raise BadInput(f"this command needs the package {package!r}: pip install 'servox[{extra}]'") from None
 
 
-def _missing(package: str, extra: str) -> Any:  # noqa: ANN401 -- a command
-    def command(ctx: typer.Context) -> None:
-        message = f"`{ctx.info_name}` needs the package {package!r}: pip install 'servox[{extra}]'"
-        raise BadInput(message)
-
-    return command
+def _not_asked_for() -> None:
+    """Stands in for a command in the list of commands; only the one that was asked for is imported."""
 
 
-def _mount(target: typer.Typer, commands: dict[str, tuple[str, str, str]], wanted: str | None) -> None:
+def _mount(target: typer.Typer, commands: dict[str, tuple[str, str, str]], wanted: str) -> None:
     for name, (place, extra, text) in commands.items():
-        # Only the command that was asked for is imported: `servox --help` must not wait for torch.
-        command = _load(place, extra) if wanted in (name, None) else _missing("", extra)
-        target.command(name, help=None if wanted in (name, None) and command.__doc__ else text)(command)
+        if name == wanted:
+            target.command(name)(_load(place, extra))
+        else:
+            target.command(name, help=text)(_not_asked_for)
 
 
 def build(arguments: list[str]) -> typer.Typer:
-    """The command line, with the packages of the command that `arguments` name imported."""
+    """The command line. Only the command that `arguments` name is imported: `--help` must not wait for torch.
+
+    Raises:
+        BadInput: the command needs a package that is not installed.
+    """
     first, second = [*arguments, "", ""][:2]
     _mount(app, _COMMANDS, first)
-    if first == "corpora":
-        app.add_typer(_load("services.evaluator.corpora.commands:corpora_app", "evaluator"), name="corpora")
-    else:
-        app.add_typer(typer.Typer(), name="corpora", help="List, check and parse corpora.")
     _mount(evaluate_app, _EVALUATE, second if first == "evaluate" else "")
     app.add_typer(evaluate_app, name="evaluate")
-    if first == "serve":
-        app.add_typer(_serving(), name="serve")
-    else:
-        app.add_typer(typer.Typer(), name="serve", help="Run a service until SIGTERM.")
+    corpora = _load("services.evaluator.corpora.commands:corpora_app", "evaluator") if first == "corpora" else None
+    app.add_typer(corpora or typer.Typer(), name="corpora", help="List, check, parse and download corpora.")
+    app.add_typer(_serving(second) if first == "serve" else typer.Typer(), name="serve", help="Run a service.")
     return app
 
 
-def _serving() -> typer.Typer:
-    try:
-        from services import serving
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"`serve` needs the package {error.name!r}: pip install 'servox[embedder]' or the like"
-        ) from None
+def _serving(wanted: str) -> typer.Typer:
+    register = _load("services.serving:register", "serving")
+    serve_app: typer.Typer = _load("services.serving:app", "serving")
     for name, (settings, server, text) in _SERVICES.items():
-        module = importlib.import_module(settings)
-        serving.register(name, settings=module.Settings, server=server, text=text)
-    return serving.serve_app
+        if name == wanted:
+            register(name, settings=_load(settings, name), server=server, text=text)
+        else:
+            serve_app.command(name, help=text)(_not_asked_for)
+    return serve_app
 
 
 @app.callback(invoke_without_command=True)

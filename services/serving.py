@@ -15,7 +15,7 @@ from servox.telemetry import Metrics, configure_logging
 
 from .house import Service, running
 
-serve_app = typer.Typer(no_args_is_help=True, help="Run a service until SIGTERM.")
+app = typer.Typer(no_args_is_help=True, help="Run a service until SIGTERM.")
 
 
 async def until_stopped(service: Service) -> None:
@@ -85,10 +85,10 @@ def register(name: str, *, settings: type[ServiceSettings], server: str, text: s
     parameters = flags_of(settings)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads flags from it
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    serve_app.command(name, help=text)(command)
+    app.command(name, help=text)(command)
 
 
-@serve_app.command("all")
+@app.command("all")
 def serve_all(
     bundle: Annotated[Path, typer.Option(help="bundle that the embedder serves")],
     sockets: Annotated[Path | None, typer.Option(help="folder of the Unix sockets")] = None,

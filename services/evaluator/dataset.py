@@ -129,8 +129,8 @@ def _chosen(
 
 
 def _check_eligible(card: Card, protocol: Protocol, *, asked: bool) -> None:
-    if protocol.needs_speakers and not card.speakers.id:
-        raise Refused(f"{card.key}: no speakers, so no speaker-disjoint folds ({card.speakers.reason})")
+    if protocol.needs_speakers and card.speakers.reason:
+        raise Refused(f"{card.key}: no speaker-disjoint folds can be made: {card.speakers.reason}")
     if protocol.paper_only and card.paper is None and not asked:
         raise Refused(f"{card.key}: not one of the paper's corpora; name it with --corpora to run it all the same")
 

@@ -155,7 +155,7 @@ def _segment(data: bytes, clip: Clip) -> common_pb2.Pcm:
             samples, rate = file.read(count, dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
         raise BadAudio(f"{clip.path}: {error}; the file cannot be cut") from None
-    chosen = samples if clip.channel is None else samples[:, [clip.channel]]
+    chosen = samples if clip.channel is None else samples[:, [clip.channel - 1]]  # channels count from 1
     return common_pb2.Pcm(
         data=chosen.astype("<f4").tobytes(),
         rate_hz=rate,
