@@ -60,7 +60,8 @@ def flags_of(settings: type[ServiceSettings]) -> list[inspect.Parameter]:
         )
     ]
     for name, field in settings.model_fields.items():
-        annotation = Annotated[str | None, typer.Option(help=field.description, show_default=False)]
+        known = "" if field.is_required() or field.default is None or field.default_factory else f" [{field.default}]"
+        annotation = Annotated[str | None, typer.Option(help=f"{field.description}{known}", show_default=False)]
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     return parameters
 

@@ -91,6 +91,9 @@ def _explain(error: ValidationError, prefix: str, given: dict[str, Any], from_fi
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"]) or "settings"
         variable = f"{prefix}{field}".upper()
+        if problem["type"] == "missing":
+            lines.append(f"{field}: missing; give --{field.replace('_', '-')}, {variable} or a settings file")
+            continue
         origin = "flag" if field in given else "file" if field in from_file else f"environment variable {variable}"
         value = f" = {problem['input']!r}" if problem["loc"] else ""
         lines.append(f"{field}{value} (from {origin}): {problem['msg'].removeprefix('Value error, ')}")
