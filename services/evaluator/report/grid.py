@@ -132,4 +132,4 @@ def _triple(estimate: Estimate) -> list[float | None]:
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None or value != value else round(value, 4)  # noqa: PLR0124 -- only NaN differs from itself
+    return None if value is None or value != value else round(value, 6)  # noqa: PLR0124 -- only NaN differs from itself
