@@ -12,8 +12,8 @@ import soundfile
 from prometheus_client import Counter
 
 from servox.arrays import EmbeddingStore, Floats
-from servox.bulk import embed_all
 from servox.errors import BadAudio, BadCorpus, BadInput, ServoxError
+from servox.resending import embed_all
 from servox.v1 import common_pb2, embedder_pb2
 from servox.wire import array_from_proto
 
