@@ -5,6 +5,7 @@ A clip that cannot be read is warned of and left out; it is never the end of a r
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
@@ -54,15 +55,16 @@ async def embed_missing(
     events.progress("embed", done, len(samples))
     failed: dict[str, str] = {}
     requests = _requests(missing.values(), bundle, protocol, truncate_ms, failed)
-    async for key, outcome in embed_all(peers.embedder, requests, in_flight=in_flight):
-        done += 1
-        if isinstance(outcome, BadInput):
-            failed[key] = str(outcome)
-        elif isinstance(outcome, ServoxError):
-            raise outcome
-        else:
-            part.add(key, outcome)
-        events.progress("embed", done, len(samples))
+    async with aclosing(embed_all(peers.embedder, requests, in_flight=in_flight)) as outcomes:
+        async for key, outcome in outcomes:
+            done += 1
+            if isinstance(outcome, BadInput):
+                failed[key] = str(outcome)
+            elif isinstance(outcome, ServoxError):
+                raise outcome
+            else:
+                part.add(key, outcome)
+            events.progress("embed", done, len(samples))
     part.flush()
     clips.labels("failed").inc(len(failed))
     clips.labels("embedded").inc(len(missing) - len(failed))
