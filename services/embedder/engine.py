@@ -101,8 +101,8 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._give_up(Unavailable("this embedder is stopping; ask another replica"))
-        self._device.close(wait=not self.failed.done())
+        self._give_up(_stopping())
+        await asyncio.to_thread(self._device.close, wait=not self.failed.done())
 
     async def run(self, pcm: Samples, *, frames: bool, deadline_s: float = math.inf) -> Answer:
         """Statistics, and frames where asked for, of mono samples [n] at the bundle's rate.
@@ -131,6 +131,10 @@ class Engine:
             if batch.clips:
                 try:
                     await self._serve(batch)
+                except asyncio.CancelledError:
+                    for job in batch.clips:
+                        job.refuse(_stopping())
+                    raise
                 except Exception as error:  # a fault of ours, but callers must not wait for ever
                     log.exception("the dispatcher failed")
                     self._fail(f"its dispatcher failed: {error!r}", batch)
@@ -224,3 +228,7 @@ class Engine:
 
     def _show_queue(self) -> None:
         self._metrics.queued.set(sum(job.samples for job in self._pending) / self._rate_hz)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("this embedder is stopping; ask another replica")

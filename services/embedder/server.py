@@ -6,6 +6,7 @@ Draining: NOT_SERVING, a wait for endpoints to notice, open streams told to stop
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from servox.audio import Limits
 from servox.errors import BundleError, ServoxError, Unavailable
@@ -40,10 +41,12 @@ class EmbedderServer:
     Args:
         settings: the bundle, the device, the limits, where it listens.
         metrics: the registry that /metrics shows.
+        opened: makes a runtime for a bundle.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, *, opened: Callable[..., Runtime] = choose) -> None:
         self._settings = settings
+        self._opened = opened
         self._metrics = metrics
         self._counters = EmbedderMetrics(metrics)
         self._server = Server(
@@ -96,7 +99,7 @@ class EmbedderServer:
         if self._engine:
             await self._engine.close()
         if self._decoder:
-            self._decoder.close()
+            await asyncio.to_thread(self._decoder.close)
         self._metrics.stop()
 
     async def wait_failed(self) -> None:
@@ -149,7 +152,7 @@ class EmbedderServer:
     def _runtimes(self, bundle: Bundle) -> list[Runtime]:
         settings = self._settings
         return [
-            choose(bundle, settings.device, engine=settings.engine, threads=settings.threads_per_stream)
+            self._opened(bundle, settings.device, engine=settings.engine, threads=settings.threads_per_stream)
             for _ in range(settings.stream_count)
         ]
 
@@ -159,7 +162,7 @@ class EmbedderServer:
         below = [int(seconds * rate_hz) for seconds in BUCKETS_S if seconds * rate_hz < longest]
         return Budget(
             samples=int(settings.batch_budget_s * rate_hz),
-            clips=settings.batch_clips,
+            clips=settings.clips_per_batch,
             buckets=(*below, longest),
             step=max(1, settings.pad_step_ms * rate_hz // 1000),
             cost_s=FIRST_COST_S / rate_hz,
