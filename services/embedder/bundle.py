@@ -18,6 +18,8 @@ from servox.errors import BadSetting, BundleError
 SCHEMA = 1
 MANIFEST = "bundle.json"
 GRAPH = "encoder.onnx"
+OUTPUTS = ("statistics", "frames")
+FRONT_END = ("log_mel", "silence_level")  # tensors of the graph between its front end and its encoder
 CHUNK_BYTES = 1 << 20
 EXPORT_AGAIN = "export it again with `servox export`"
 

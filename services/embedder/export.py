@@ -24,7 +24,7 @@ from torch import nn
 
 from services.embedder import parity, runtimes
 from services.embedder.backbones import Backbone, open_backbone
-from services.embedder.bundle import GRAPH, Bundle, Figure, Precision, file_sha256
+from services.embedder.bundle import FRONT_END, GRAPH, OUTPUTS, Bundle, Figure, Precision, file_sha256
 from services.embedder.contexts import Context
 from services.embedder.quantise import quantise_weights
 from services.embedder.runtimes.onnx import OnnxRuntime
@@ -119,6 +119,7 @@ def trace(recipe: Recipe, path: Path) -> None:
     max_samples = recipe.backbone.max_duration_ms * rate_hz // 1000
     with _quiet():
         program = _program(graph, sample, lengths, max_samples)
+    del program.model.graph.outputs[len(OUTPUTS) :]  # the front end's tensors keep their names, and leave no copies
     _strip(program.model)
     size = sum(tensor.nbytes for tensor in graph.state_dict().values())
     program.save(path, external_data=size > EXTERNAL_BYTES)
@@ -132,7 +133,7 @@ def _program(graph: nn.Module, sample: torch.Tensor, lengths: torch.Tensor, max_
         (sample, lengths),
         dynamo=True,
         input_names=["pcm", "lengths"],
-        output_names=["statistics", "frames"],
+        output_names=[*OUTPUTS, *FRONT_END],
         dynamic_shapes={"pcm": {0: batch, 1: samples}, "lengths": {0: batch}},
         opset_version=OPSET,
         verbose=False,

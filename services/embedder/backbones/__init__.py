@@ -74,7 +74,8 @@ class Backbone(Protocol):
     def graph(self, context: Context, blocks: int) -> nn.Module:
         """The torch module to trace.
 
-        From pcm float32 [B, samples] and lengths int64 [B] to statistics [B, layers, 2, d] and frames [B, T, d].
+        From pcm float32 [B, samples] and lengths int64 [B] to statistics [B, layers, 2, d] and frames [B, T, d], then
+        the tensors of `bundle.FRONT_END`: where the front end, which needs float32, ends and the encoder begins.
         """
 
     def reference(self, context: Context, blocks: int) -> Reference:

@@ -26,12 +26,12 @@ class LogMelGraph(nn.Module):
         super().__init__()
         self.mel = LogMel(MELS)
 
-    def forward(self, pcm: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pcm: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`pcm` float32 [B, samples] up to 30 s, `lengths` int64 [B] in samples."""
         own = (pcm.shape[1] + HOP - 1) // HOP
         valid = torch.div(lengths + (HOP - 1), HOP, rounding_mode="floor")
-        frames, _ = self.mel(pcm, lengths, own)
-        return statistics(frames, frame_weights(valid, own)).unsqueeze(1), frames
+        log_mel, quiet = self.mel(pcm, lengths, own)
+        return statistics(log_mel, frame_weights(valid, own)).unsqueeze(1), log_mel.clone(), log_mel, quiet
 
 
 class LogMelBackbone:

@@ -66,11 +66,16 @@ class WhisperGraph(nn.Module):
         j = torch.arange(context.tokens, dtype=torch.float64)
         self.register_buffer("silence_ratio", (j + ((j + 1) * GOLDEN).frac()).float())
 
-    def forward(self, pcm: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """`pcm` float32 [B, samples] up to 30 s, `lengths` int64 [B] in samples."""
+    def forward(self, pcm: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`pcm` float32 [B, samples] up to 30 s, `lengths` int64 [B] in samples.
+
+        The log-mel and the level of silence in it are returned as well, for export to give them their names.
+        """
         own = (pcm.shape[1] + FRAME - 1) // FRAME
         valid = torch.div(lengths + (FRAME - 1), FRAME, rounding_mode="floor")
-        hidden, bias = self.tokens(pcm, lengths, valid, own)
+        count = self._count(own)
+        log_mel, quiet = self.mel(pcm, lengths, 2 * count + 2)  # two more than the last convolution reads
+        hidden, bias = self.tokens(log_mel, quiet, valid, count)
         weights = frame_weights(valid, own)
         frames = hidden[:, :own]
         pooled = [statistics(frames, weights)]
@@ -82,13 +87,12 @@ class WhisperGraph(nn.Module):
         if self.norm is not None:
             frames = self.norm(frames)
             pooled.append(statistics(frames, weights))
-        return torch.stack(pooled, dim=1), frames
+        return torch.stack(pooled, dim=1), frames, log_mel, quiet
 
-    def tokens(self, pcm: Tensor, lengths: Tensor, valid: Tensor, own: int) -> tuple[Tensor, Tensor]:
+    def tokens(self, log_mel: Tensor, quiet: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """What the first block reads [B, N, d] and its bias on keys [B, 1, 1, N]; a clip's frames come first."""
-        count = self._count(own)
         reach = self._reach(valid)
-        hidden, quiet = self._convolve(pcm, lengths, reach, count)
+        hidden = self._convolve(log_mel, reach, count)
         index = torch.arange(count)
         hidden = hidden + self.positions[index.clamp(max=WINDOW - 1)]
         seen = index.unsqueeze(0) < torch.minimum(reach, valid + self._margin()).unsqueeze(1)
@@ -125,13 +129,11 @@ class WhisperGraph(nn.Module):
             return valid.clamp(min=self._fixed())
         return torch.full_like(valid, WINDOW)
 
-    def _convolve(self, pcm: Tensor, lengths: Tensor, reach: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        steps = 2 * count + 2  # two more than the second convolution's last output reads
-        mel, quiet = self.mel(pcm, lengths, steps)
+    def _convolve(self, log_mel: Tensor, reach: Tensor, count: int) -> Tensor:
+        steps = 2 * count + 2
         inside = (torch.arange(steps).unsqueeze(0) < 2 * reach.unsqueeze(1)).float().unsqueeze(1)
-        first = gelu(self.conv1(mel.transpose(1, 2) * inside)) * inside
-        second = gelu(self.conv2(first))
-        return second.transpose(1, 2)[:, :count], quiet
+        first = gelu(self.conv1(log_mel.transpose(1, 2) * inside)) * inside
+        return gelu(self.conv2(first)).transpose(1, 2)[:, :count]
 
     def _silence(self, valid: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor]:
         """Silence tokens [B, K, d] and the log of the frames that each stands for [B, K].

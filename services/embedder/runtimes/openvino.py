@@ -1,12 +1,15 @@
 """OpenVINO on CPUs: fp32, bf16 and int8 weights from the same ONNX file.
 
-bf16 needs a CPU that has it (AVX-512 BF16 or AMX); elsewhere OpenVINO would compute in float32 without a word, four
-times slower than sized for, so a bf16 bundle is refused there instead.
+- bf16 needs a CPU that has it (AVX-512 BF16 or AMX); elsewhere OpenVINO would compute in float32 without a word, twice
+  as slow as sized for, so a bf16 bundle is refused there instead.
+- Told to compute in bf16, OpenVINO lowers every matrix product, the spectrum's too, whose 80 dB of range do not fit 8
+  bits. So the graph is cut where its front end ends, and the front end is compiled for float32.
 """
 
 import openvino
+from openvino import opset15 as opset
 
-from services.embedder.bundle import Bundle, Precision
+from services.embedder.bundle import FRONT_END, Bundle, Precision
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
 from services.embedder.runtimes.cpus import usable_cpus
 from servox.errors import BundleError, Unavailable
@@ -25,34 +28,57 @@ class OpenVinoRuntime:
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         core = openvino.Core()
-        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        hint = inference_precision(bundle.precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         settings = {
             "INFERENCE_NUM_THREADS": threads or usable_cpus(),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
-            "INFERENCE_PRECISION_HINT": inference_precision(bundle.precision, capabilities),
         }
         try:
-            compiled = core.compile_model(bundle.graph, "CPU", settings)
+            encoder = core.read_model(bundle.graph)
+            models = {"f32": encoder} if hint == "f32" else {"f32": split_front_end(encoder), hint: encoder}
+            self._stages: list[openvino.InferRequest] = [
+                core.compile_model(
+                    model, "CPU", {**settings, "INFERENCE_PRECISION_HINT": precision}
+                ).create_infer_request()
+                for precision, model in models.items()
+            ]
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot read {bundle.graph}: export the bundle again") from error
         self._max_samples = bundle.max_samples
-        self._request: openvino.InferRequest | None = compiled.create_infer_request()
 
     def run(self, pcm: Pcm, lengths: Lengths, *, frames: bool = False) -> Result:
         """Embed a batch; only what is asked for is copied out of the engine."""
-        if self._request is None:
+        if not self._stages:
             raise Unavailable("this runtime is closed: choose a new one")
-        inputs = {"pcm": check_batch(pcm, lengths, self._max_samples), "lengths": lengths}
-        outputs = self._request.infer(inputs, share_inputs=True, share_outputs=True)
-        return Result(
-            statistics=outputs["statistics"].copy(),
-            frames=outputs["frames"].copy() if frames else None,
-        )
+        tensors = {"pcm": check_batch(pcm, lengths, self._max_samples), "lengths": lengths}
+        for stage in self._stages:
+            outputs = stage.infer(tensors, share_inputs=True, share_outputs=True)
+            tensors = {**tensors, **{port.get_any_name(): value for port, value in outputs.items()}}
+        return Result(statistics=tensors["statistics"].copy(), frames=tensors["frames"].copy() if frames else None)
 
     def close(self) -> None:
-        """Free the compiled graph."""
-        self._request = None
+        """Free the compiled graphs."""
+        self._stages = []
+
+
+def split_front_end(model: openvino.Model) -> openvino.Model:
+    """The front end as a model of its own; `model` is changed to read the front end's tensors as inputs.
+
+    Raises:
+        RuntimeError: when the graph does not name the front end's tensors.
+    """
+    ends = [_tensor(model, name) for name in FRONT_END]
+    inputs = []
+    for name, end in zip(FRONT_END, ends, strict=True):
+        parameter = opset.parameter(end.get_partial_shape(), end.get_element_type(), name=name)
+        parameter.output(0).set_names({name})
+        for reader in end.get_target_inputs():
+            reader.replace_source_output(parameter.output(0))
+        inputs.append(parameter)
+    front = openvino.Model([opset.result(end) for end in ends], model.get_parameters(), "front_end")
+    model.add_parameters([parameter for parameter in inputs if parameter.output(0).get_target_inputs()])
+    return front
 
 
 def inference_precision(precision: Precision, capabilities: list[str]) -> str:
@@ -68,3 +94,11 @@ def inference_precision(precision: Precision, capabilities: list[str]) -> str:
             "use a bundle exported with --precision fp32 or int8, or another machine"
         )
     return "bf16" if precision != "fp32" and has_bf16 else "f32"
+
+
+def _tensor(model: openvino.Model, name: str) -> openvino.Output:
+    for node in model.get_ordered_ops():
+        for output in node.outputs():
+            if name in output.get_names():
+                return output
+    raise RuntimeError(f"the graph has no tensor {name}")

@@ -10,7 +10,7 @@ class TorchRuntime:
     """A backbone's module, run eagerly.
 
     Args:
-        graph: module from (pcm, lengths) to (statistics, frames).
+        graph: module from (pcm, lengths) to (statistics, frames, …).
         device: a torch device.
     """
 
@@ -23,7 +23,9 @@ class TorchRuntime:
     @torch.inference_mode()
     def run(self, pcm: Pcm, lengths: Lengths, *, frames: bool = False) -> Result:
         """Embed a batch."""
-        statistics, last = self._graph(torch.from_numpy(pcm).to(self.device), torch.from_numpy(lengths).to(self.device))
+        statistics, last, *_ = self._graph(
+            torch.from_numpy(pcm).to(self.device), torch.from_numpy(lengths).to(self.device)
+        )
         return Result(statistics=statistics.cpu().numpy(), frames=last.cpu().numpy() if frames else None)
 
     def close(self) -> None:
