@@ -1,4 +1,8 @@
-"""`servox evaluate report DIR`: writes the report of a run again from its results, and prints its tables."""
+"""`servox evaluate report DIR`: writes the report of a run again from its results, and prints its tables.
+
+Errors of the tree pass through: `BadInput` where the folder holds no run, `StorageFull` where the disk refuses. The
+composition root turns them into a message and an exit code, as for every command; the docstring below is the help.
+"""
 
 import json
 from pathlib import Path
@@ -19,12 +23,7 @@ def report_command(
     every: Annotated[bool, typer.Option("--all", help="Print the matrix of every correction.")] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Write the report of a finished run (or of one that is still going) and print its tables.
-
-    Raises:
-        BadInput: the folder holds no run, or a result that cannot be read.
-        StorageFull: the disk refused.
-    """
+    """Write the report of a run from its results, finished or not, and print its tables."""
     path = render(folder, title=title)
     run = load(folder)
     console = Console()

@@ -69,7 +69,7 @@ def embedded(run: Run) -> str:
         "names": dict(run.names),
         "scores": dict(words.SCORE_NAMES),
         "corrections": {name: {"name": words.correction_name(name)} for name in all_corrections(run)},
-        "refused": run.manifest["refused"],
+        "refused": {key.replace(" ", ""): why for key, why in run.manifest["refused"].items()},
         "scale": {"deep": DEEP, "difference": DIFFERENCE_SCALE, "error": ERROR_SCALE},
         "series": {series.key: _series(series) for series in run.series},
         "cells": {series.key: _cells(series.cells) for series in run.series},

@@ -7,7 +7,6 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,7 +18,7 @@ from markupsafe import Markup
 from services.evaluator.report import exports, figures, words
 from services.evaluator.report.figures import Estimate
 from services.evaluator.report.grid import embedded, grid
-from services.evaluator.report.run import Run, load
+from services.evaluator.report.run import Run, Series, load
 
 NAME = "report.html"
 _PLOT_LEFT, _PLOT_WIDTH = 4, 128  # pixels, as in templates/macros.html
@@ -32,6 +31,14 @@ class Brief:
     name: str
     estimate: Estimate
     note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What is said of some cells."""
+
+    name: str
+    lines: list[str]
 
 
 def render(out: Path, *, title: str | None = None) -> Path:
@@ -73,8 +80,9 @@ def page(run: Run, *, title: str | None = None) -> str:
             any_pairs=any(series.pairs for series in run.series),
             grid=grid(run),
             scores=words.SCORE_NAMES,
-            splits=_notes(run, "split"),
-            intervals=_notes(run, "interval"),
+            notes=_notes(run),
+            refused=_refused(run),
+            others=[series for series in run.series if not _of_last_run(series, run)],
         )
     )
 
@@ -109,20 +117,38 @@ def _brief(run: Run) -> list[Brief]:
     return entries
 
 
-def _notes(run: Run, field: str) -> list[tuple[str, str]]:
-    """Distinct notes of the cells, each with the series and kind of cell it belongs to; without where there is one."""
-    found: dict[str, list[str]] = {}
+def _notes(run: Run) -> list[Note]:
+    """What the cells say of their splits and intervals, each text once, with the test corpora it is said of."""
+    said: dict[str, dict[str, dict[str, str]]] = {}
+    several = len({series.protocol for series in run.series}) > 1
     for series in run.series:
-        for cells, kind in ((series.in_domain, "in domain"), (series.pairs, "across corpora")):
-            for cell in cells:
-                where = f"{words.protocol_name(series.protocol)}, {kind}"
-                text = str(cell["split" if field == "split" else "interval"])
-                found.setdefault(text, []).append(where)
-    return [(text, _names(places) if len(found) > 1 else "") for text, places in found.items()]
+        suffix = f", {words.protocol_name(series.protocol)}" if several else ""
+        for cell in series.cells.values():
+            kind = "in domain" if cell["train"] == cell["test"] else "across corpora"
+            name = run.names.get(cell["test"], cell["test"])
+            said.setdefault(f"Split {kind}{suffix}", {}).setdefault(cell["split"], {})[name] = ""
+            said.setdefault(f"Intervals {kind}{suffix}", {}).setdefault(cell["interval"], {})[name] = ""
+    return [
+        Note(
+            name=name,
+            lines=[f"{text} ({', '.join(names)})" if len(texts) > 1 else text for text, names in texts.items()],
+        )
+        for name, texts in sorted(said.items(), key=lambda entry: entry[0].startswith("Intervals"))
+    ]
 
 
-def _names(places: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(places))
+def _refused(run: Run) -> list[tuple[str, str]]:
+    """Refused corpora and pairs by their names, with the reason."""
+    rows = []
+    for key, why in run.manifest["refused"].items():
+        parts = [part.strip() for part in key.split("→")]
+        rows.append((" → ".join(run.names.get(part, part) for part in parts), why.removeprefix(f"{key}: ")))
+    return rows
+
+
+def _of_last_run(series: Series, run: Run) -> bool:
+    manifest = run.manifest
+    return (series.protocol, series.bundle["digest"]) == (manifest["protocol"], manifest["bundle"]["digest"])
 
 
 def _part(name: str) -> str:
@@ -131,10 +157,6 @@ def _part(name: str) -> str:
 
 def _plot_x(value: float) -> str:
     return f"{_PLOT_LEFT + _PLOT_WIDTH * min(1.0, max(0.0, value)):.1f}"
-
-
-def _pair(key: str) -> str:
-    return key.replace("→", " → ")
 
 
 @cache
@@ -156,7 +178,6 @@ def _templates() -> jinja2.Environment:
         highest=figures.floor_of,
         interval=words.interval,
         moment=words.moment,
-        pair=_pair,
         plot_x=_plot_x,
         protocol=words.protocol_name,
         short=lambda value: f"{value:.4g}",

@@ -176,10 +176,10 @@ def test_a_run_without_cells_still_has_a_page(build_run: Callable[..., Path], tm
 def test_pairs_only_in_part(sample_run: Path) -> None:
     for path in (sample_run / "results" / "sound").glob("*/*/urdu→*.json"):
         path.unlink()
-    edited(sample_run, refused={"urdu→nemo": "too few"})
+    edited(sample_run, refused={"urdu → nemo": "urdu → nemo: too few"})
     text = render(sample_run).read_text()
     assert '<td class="own void" data-train="urdu" data-test="urdu">–</td>' in text
-    assert "<strong>urdu → nemo</strong>: too few" in text
+    assert "<strong>URDU → nEMO</strong>: too few" in text
 
 
 def test_the_same_run_gives_the_same_page(sample_run: Path) -> None:

@@ -45,8 +45,9 @@ function drawClasses(cell, correction) {
   table.tHead.replaceChildren(head);
   table.tBodies[0].replaceChildren(...cell.classes.map((label, i) => confusionRow(label, cell.confusion[correction][i], cell.classes)));
   const dropped = Object.entries(cell.dropped);
+  const why = cell.own ? "Clips that no head was tested on" : "Clips left out, because their class is not scored here";
   byId("cell-dropped").textContent = dropped.length
-    ? `Left out of the test, because the training corpus lacks the class: ${dropped.map(([label, n]) => `${label} (${n} clips)`).join(", ")}.`
+    ? `${why}: ${dropped.map(([label, n]) => `${label} (${n} clips)`).join(", ")}.`
     : "";
 }
 
