@@ -29,7 +29,7 @@ BASE = ROOT / "deploy/k8s/base"
 STATE = "/var/lib/servox"
 READY_WITHIN_S = 120
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("containers")]  # one export for all
 
 
 @pytest.fixture(scope="module")
