@@ -23,7 +23,7 @@ def report_command(
     every: Annotated[bool, typer.Option("--all", help="Print the matrix of every correction.")] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
-    """Write the report of a run from its results, finished or not, and print its tables."""
+    """Write the report of a run again from its results, and print its tables."""
     path = render(folder, title=title)
     run = load(folder)
     console = Console()
