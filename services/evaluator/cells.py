@@ -12,7 +12,7 @@ from servox.errors import Refused
 from servox.priors import softmax
 from servox.v1 import common_pb2
 
-from . import corrections, figures, floors, published, results
+from . import corrections, figures, floors, results
 from .dataset import Corpus
 from .heads import WHOLE, HeadId
 from .predictions import Predictor
@@ -81,7 +81,6 @@ class Scorer:
             "heads": [f"{self.heads[head].name}:{self.heads[head].version}" for head in head_ids],
             "seeds": list(self.seeds),
             "versions": self.versions,
-            "published": _published(train.key, test.key),
         }
 
     async def _in_domain(self, corpus: Corpus, _: Corpus, recipe: str) -> results.Scored:
@@ -261,7 +260,3 @@ def _in_domain_split(splits: Splits) -> str:
         "official": "the corpus's published folds, which keep speakers apart",
     }
     return said.get(splits.rule, f"{len(splits.folds)} speaker-disjoint folds ({splits.rule})")
-
-
-def _published(train: str, test: str) -> dict[str, float]:
-    return {cell.backbone: cell.macro_f1 for cell in published.scores() if (cell.train, cell.test) == (train, test)}

@@ -78,8 +78,13 @@ def _class_rows(data: Tables, *, classes: Sequence[str], labels: Sequence[str]) 
         results.ClassRow(
             label=label,
             clips=sum(said == label for said in labels),
-            f1=float(np.nan_to_num(f1[:, i]).mean()),
-            recall=float(np.nan_to_num(recall[:, i]).mean()),
+            f1=_mean(f1[:, i]),
+            recall=_mean(recall[:, i]),
         )
         for i, label in enumerate(classes)
     ]
+
+
+def _mean(values: Array) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else None

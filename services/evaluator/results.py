@@ -12,7 +12,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from servox.arrays import storing
 from servox.errors import BadInput
@@ -34,8 +34,8 @@ class ClassRow(TypedDict):
 
     label: str
     clips: int  # in the test set
-    f1: float
-    recall: float
+    f1: float | None  # None: neither said nor answered
+    recall: float | None  # None: no clip of it
 
 
 class Correction(TypedDict):
@@ -112,7 +112,6 @@ class Cell(Scored):
     heads: list[str]  # digests of the heads that answered
     seeds: list[int]
     versions: dict[str, str]  # servox and what computes
-    published: NotRequired[dict[str, float]]  # macro-F1 of the paper for this pair, by backbone
 
 
 class Manifest(TypedDict):
