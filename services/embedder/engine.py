@@ -119,7 +119,17 @@ class Engine:
         self._pending.append(job)
         self._show_queue()
         self._wake.set()
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._forget(job)
+            raise
+
+    def _forget(self, job: Job) -> None:
+        """A caller left: its samples must not wait for the device, or a storm of cancellations fills the memory."""
+        if job in self._pending:
+            self._pending.remove(job)
+            self._show_queue()
 
     async def _dispatch(self) -> None:
         while not self.failed.done():
