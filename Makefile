@@ -5,7 +5,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 STAMP := .venv/.installed
 
-.PHONY: setup demo paper test test-all lint type proto contracts manifests browser bench
+.PHONY: setup demo paper test lint type proto contracts manifests tools
 
 setup: $(STAMP)
 
@@ -36,6 +36,12 @@ type: setup
 proto: setup  ## generate the stubs again
 	scripts/stubs.sh
 
-browser:  ## what the browser tests need, on Debian
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
-	test -d node_modules || npm install --no-save --no-package-lock --silent
+contracts: setup tools  ## protos: style, breaking changes, stubs in step
+	PYTHON=$(BIN)/python scripts/contracts.sh
+
+manifests: setup tools  ## Kubernetes and Dockerfiles, offline and strict
+	scripts/manifests.sh
+
+tools:  ## what only the checks need: Debian's chromium and kubectl, buf and playwright-core from npm
+	command -v chromium >/dev/null && command -v kubectl >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium kubernetes-client; }
+	test -x node_modules/.bin/buf || npm ci --ignore-scripts --silent
