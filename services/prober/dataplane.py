@@ -1,0 +1,222 @@
+"""What the prober does, behind every transport: train, predict, recognise, and look after heads.
+
+- One training at a time, in worker threads; others wait their turn. Predictions and recognitions go on meanwhile.
+- A training whose caller goes away stops after the epochs at work; the heads that were finished stay.
+- Heads are kept in memory by version. A version never changes, so what is kept is never stale; what a bare name means
+  is looked up on each call.
+"""
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from servox.arrays import read_clip_set
+from servox.errors import BadInput
+from servox.priors import softmax
+from servox.v1 import common_pb2
+
+from .embedder import Embedder
+from .heads import TRAINING, AnyFloats, Floats, Head, Standardisation
+from .metrics import ProberMetrics
+from .posterior import Posterior, Prior
+from .progress import Event, Progress, Stopped
+from .recognizer import Recognition, Recognizer, Window
+from .registry import Entry, Registry
+from .settings import Settings
+from .trainer import Order, Workshop, train
+from .vectors import Vectors
+from .windows import Grid, Samples
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """Embeddings in a store, named by a clip set."""
+
+    store_url: str
+    clip_set_url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Scores of one head: logits before temperature and probabilities, both [variants, clips, K]."""
+
+    head: Head
+    logits: Floats
+    probabilities: Floats
+
+
+class Dataplane:
+    """The prober.
+
+    Args:
+        settings: folders, addresses, limits.
+        metrics: its counters.
+    """
+
+    def __init__(self, settings: Settings, metrics: ProberMetrics) -> None:
+        self._settings, self._metrics = settings, metrics
+        self._registry = Registry(settings.heads)
+        self._vectors = Vectors(settings.cache_bytes)
+        self._embedder = Embedder(settings)
+        self._recognizer = Recognizer(
+            self._embedder, metrics, max_duration_ms=settings.max_duration_ms, max_windows=settings.max_windows
+        )
+        self._training = asyncio.Lock()
+        self._heads: OrderedDict[tuple[str, str], Head] = OrderedDict()
+
+    async def train(self, store_url: str, orders: Sequence[Order]) -> AsyncGenerator[Event]:
+        """Events of a training; closing the iterator stops it.
+
+        Raises:
+            BadInput: no heads, or more than one call may ask for.
+            StorageFull: a head cannot be written.
+            Unavailable: torch or scikit-learn is not installed.
+        """
+        if not 1 <= len(orders) <= self._settings.max_heads:
+            raise BadInput(f"{len(orders)} heads were asked for: ask for 1 to {self._settings.max_heads} in one call")
+        if self._training.locked():
+            yield Progress(done=0, total=len(orders), fraction=0.0, eta_s=0.0)
+        with self._metrics.trainings_waiting.track_inprogress():
+            await self._training.acquire()
+        try:
+            async for event in self._train(store_url, orders):
+                yield event
+        finally:
+            self._training.release()
+
+    async def _train(self, store_url: str, orders: Sequence[Order]) -> AsyncGenerator[Event]:
+        loop, events, stop = asyncio.get_running_loop(), asyncio.Queue[Event | None](), threading.Event()
+        workshop = Workshop(
+            registry=self._registry,
+            vectors=self._vectors,
+            threads=self._settings.train_threads,
+            scratch=self._settings.scratch,
+            metrics=self._metrics,
+        )
+
+        def report(event: Event | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        def work() -> None:
+            try:
+                train(workshop, store_url, orders, report=report, stop=stop)
+            finally:
+                report(None)
+
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            while (event := await events.get()) is not None:
+                yield event
+            await working
+        finally:
+            stop.set()
+            await _ended(working)
+
+    async def predict(
+        self,
+        name: str,
+        *,
+        bundle: str,
+        source: AnyFloats | Stored,
+        variants: Sequence[Standardisation] = (),
+    ) -> Prediction:
+        """Scores of embeddings.
+
+        Args:
+            name: of the head, or `name:version`.
+            bundle: digest of the bundle that made the embeddings.
+            source: the embeddings, or where they are stored.
+            variants: statistics to standardise by; none for the training ones.
+
+        Raises:
+            NotFound: no such head, clip set or stored embedding.
+            HeadMismatch: the embeddings are of another bundle.
+            BadInput: embeddings or statistics of a wrong shape.
+        """
+        head = await self._head(name)
+        head.check_bundle(bundle)
+        logits = await asyncio.to_thread(self._logits, head, source, variants or (TRAINING,))
+        self._metrics.clips.labels("predict").inc(logits.shape[1])
+        probabilities = softmax(logits / np.float32(head.card.temperature)).astype(np.float32)
+        return Prediction(head=head, logits=logits, probabilities=probabilities)
+
+    def _logits(self, head: Head, source: AnyFloats | Stored, variants: Sequence[Standardisation]) -> Floats:
+        if not isinstance(source, Stored):
+            return np.stack([head.logits(source, variant) for variant in variants])
+        card, keys = head.card, [clip.key for clip in read_clip_set(source.clip_set_url)]
+        if card.kind == "frame-mlp":
+            if list(variants) != [TRAINING]:
+                raise BadInput(f"head {card.tag} reads frames and standardises nothing; send no variants")
+            parts = self._vectors.frames(source.store_url, bundle=card.bundle, keys=keys)
+            return np.concatenate([head.logits(frames) for part in parts for frames in part])[None]
+        x = self._vectors.pooled(source.store_url, bundle=card.bundle, layer=card.layer, keys=keys)
+        return np.stack([head.logits(x, variant) for variant in variants])
+
+    async def posterior(self, name: str, prior: Prior) -> Posterior:
+        """A head under a prior, for the three ways to recognise.
+
+        Raises:
+            NotFound: no such head.
+            BadInput: a prior that does not fit it.
+        """
+        return Posterior(await self._head(name), prior)
+
+    async def recognize(
+        self, sound: common_pb2.Audio, posterior: Posterior, *, window_ms: int = 0, hop_ms: int = 0
+    ) -> Recognition:
+        """Emotions of one clip; see `Recognizer`."""
+        if not window_ms:
+            if hop_ms:
+                raise BadInput(f"hop_ms = {hop_ms} without window_ms: give both, or neither for the whole clip")
+            return await self._recognizer.clip(sound, posterior)
+        return await self._recognizer.windowed(sound, window_ms, hop_ms, posterior)
+
+    def stream(
+        self, chunks: AsyncIterator[Samples], shape: Grid, posterior: Posterior
+    ) -> AsyncGenerator[tuple[Window, common_pb2.Bundle]]:
+        """Emotions of live audio; see `Recognizer`."""
+        return self._recognizer.stream(chunks, shape, posterior)
+
+    async def heads(self, prefix: str) -> list[Entry]:
+        """Heads whose name begins with `prefix`."""
+        return await asyncio.to_thread(self._registry.entries, prefix)
+
+    async def entry(self, name: str) -> Entry:
+        """One head."""
+        return await asyncio.to_thread(self._registry.entry, name)
+
+    async def promote(self, name: str) -> Entry:
+        """Makes a version the one that its name answers with; see `Registry.promote`."""
+        return await asyncio.to_thread(self._registry.promote, name)
+
+    async def close(self) -> None:
+        """Closes the connection to the embedder."""
+        await self._embedder.close()
+
+    async def _head(self, name: str) -> Head:
+        tag = await asyncio.to_thread(self._registry.resolve, name)
+        if tag not in self._heads:
+            self._heads[tag] = await asyncio.to_thread(self._registry.get, ":".join(tag))
+        self._heads.move_to_end(tag)
+        while len(self._heads) > self._settings.heads_in_memory:
+            self._heads.popitem(last=False)
+        return self._heads[tag]
+
+
+async def _ended(working: asyncio.Future[None]) -> None:
+    """Waits until a training has left its threads, whatever it raised: the next one must not start beside it."""
+    while not working.done():
+        try:
+            await asyncio.wait({working})
+        except asyncio.CancelledError:
+            continue  # it stops within an epoch
+    error = working.exception()
+    if error and not isinstance(error, Stopped):
+        log.info("a training ended with an error", extra={"error": str(error)})

@@ -1,0 +1,138 @@
+"""One head on its way through a training: what was asked, which fits it needs, what they have given, its card."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+
+from servox import __version__
+from servox.arrays import LabelledClip, clip_set_digest, read_clip_set
+
+from . import calibration
+from .card import Card, OutOfFold
+from .heads import Weights
+from .specs import Spec, classes_of, recipe_of, version_of
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A head that is being trained.
+
+    Attributes:
+        indices: in the request; more than one where it asks for the same head twice.
+        labels: [n], indices of classes.
+        group: [n], numbers of speakers.
+        grouped_by: what a group is.
+        folds: [n], or empty where no temperature is asked for.
+        logits: [n, K], out of fold; NaN where none was computed yet.
+        waiting: fits that have not ended.
+        weights: of the fit on all clips, once it has ended.
+        broken: one of its fits has failed.
+    """
+
+    indices: list[int]
+    spec: Spec
+    version: str
+    clips: Sequence[LabelledClip]
+    classes: tuple[str, ...]
+    labels: Ints
+    group: Ints
+    grouped_by: str
+    folds: Ints
+    logits: npt.NDArray[np.float64]
+    waiting: int = 0
+    weights: Weights = field(default_factory=dict)
+    broken: bool = False
+
+
+def job_of(index: int, spec: Spec) -> Job:
+    """A job for the head at `index` of the request.
+
+    Raises:
+        NotFound: its clip set is not there.
+        BadInput: the clip set does not fit the specification.
+    """
+    clips = read_clip_set(spec.clip_set_url)
+    classes = classes_of(spec, clips)
+    labels = np.array([classes.index(clip.label) for clip in clips], dtype=np.int64)
+    group, grouped_by = calibration.groups([clip.speaker for clip in clips])
+    folds = np.empty(0, dtype=np.int64)
+    if spec.calibrate:
+        count = int(spec.settings["calibration_folds"])
+        folds = calibration.fold_of(labels, group, folds=count, seed=spec.seed)
+    return Job(
+        indices=[index],
+        spec=spec,
+        version=version_of(spec, clips, classes),
+        clips=clips,
+        classes=classes,
+        labels=labels,
+        group=group,
+        grouped_by=grouped_by,
+        folds=folds,
+        logits=np.full((len(clips), len(classes)), np.nan),
+    )
+
+
+def held_out(job: Job) -> dict[int | None, int]:
+    """The fits of a job: which fold each leaves out (None: none), and how many clips it learns from."""
+    fits: dict[int | None, int] = {None: len(job.clips)}
+    return fits | {int(fold): int((job.folds != fold).sum()) for fold in np.unique(job.folds)}
+
+
+def judge(job: Job) -> tuple[float, OutOfFold | None]:
+    """Temperature and out-of-fold scores once all fits have ended; 1 and None where none were asked for.
+
+    Clips of a class that no other fold has are left out: no fit could have learned of them.
+    """
+    if not len(job.folds):
+        return 1.0, None
+    fair = np.ones(len(job.clips), dtype=bool)
+    for fold in np.unique(job.folds):
+        taught = np.unique(job.labels[job.folds != fold])
+        fair &= (job.folds != fold) | np.isin(job.labels, taught)
+    return calibration.judge(
+        job.logits[fair],
+        job.labels[fair],
+        group=job.group,
+        folds=len(np.unique(job.folds)),
+        grouped_by=job.grouped_by,
+        left_out=int((~fair).sum()),
+    )
+
+
+def card_of(job: Job, weights: Weights, *, store: str, temperature: float, scores: OutOfFold | None) -> Card:
+    """The card of a job's head with these weights."""
+    spec = job.spec
+    return Card(
+        name=spec.name,
+        version=job.version,
+        kind=spec.kind,
+        classes=job.classes,
+        class_counts=tuple(int(n) for n in np.bincount(job.labels, minlength=len(job.classes))),
+        bundle=spec.bundle,
+        layer=spec.layer,
+        dims=weights["output.weight" if spec.kind == "logistic" else "hidden.weight"].shape[1],
+        temperature=temperature,
+        seed=spec.seed,
+        settings=dict(spec.settings),
+        out_of_fold=scores,
+        clip_set=clip_set_digest(job.clips),
+        clips=len(job.clips),
+        speakers=len({clip.speaker for clip in job.clips if clip.speaker}),
+        servox=__version__,
+        store=store,
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+
+
+def cost_of(job: Job, clips: int) -> float:
+    """Work of one fit on so many clips, in units of some 1 ms: what progress and the time left are made of."""
+    if job.spec.kind == "logistic":
+        return 0.1 * clips
+    steps, hidden = recipe_of(job.spec).steps(clips), job.spec.settings["hidden"]
+    return float(steps * hidden / 512 * (80 if job.spec.kind == "frame-mlp" else 1))

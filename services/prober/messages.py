@@ -1,0 +1,180 @@
+"""Between the prober's messages and its own types; nothing is decided here."""
+
+from datetime import datetime
+
+import numpy as np
+
+from servox.errors import BadInput
+from servox.v1 import common_pb2, prober_pb2
+from servox.wire import array_from_proto, array_to_proto, failure_to_proto
+
+from .card import Card, Kind
+from .dataplane import Prediction, Stored
+from .heads import AnyFloats, Head, Standardisation
+from .posterior import Prior, PriorKind
+from .progress import Event, Failed, Progress
+from .recognizer import Recognition, Window
+from .registry import Entry
+from .specs import Spec, settings_of
+from .trainer import Order
+
+_KINDS: dict[prober_pb2.HeadKind, Kind] = {
+    prober_pb2.HEAD_KIND_MLP: "mlp",
+    prober_pb2.HEAD_KIND_LOGISTIC: "logistic",
+    prober_pb2.HEAD_KIND_FRAME_MLP: "frame-mlp",
+}
+_WIRE_KINDS = {kind: value for value, kind in _KINDS.items()}
+_PRIORS: dict[int, PriorKind] = {
+    prober_pb2.Prior.KIND_UNSPECIFIED: "train",
+    prober_pb2.Prior.KIND_TRAIN: "train",
+    prober_pb2.Prior.KIND_UNIFORM: "uniform",
+    prober_pb2.Prior.KIND_EXPLICIT: "explicit",
+}
+_WIRE_PRIORS = {
+    "train": prober_pb2.Prior.KIND_TRAIN,
+    "uniform": prober_pb2.Prior.KIND_UNIFORM,
+    "explicit": prober_pb2.Prior.KIND_EXPLICIT,
+}
+
+
+def order_from_proto(message: prober_pb2.HeadSpec) -> Order:
+    """The head that a message asks for, or why it makes no sense: one bad head must not stop the others."""
+    if message.kind not in _KINDS:
+        return BadInput(
+            f"head {message.name!r}: kind {message.kind} is unknown; give HEAD_KIND_MLP, _LOGISTIC or _FRAME_MLP"
+        )
+    kind = _KINDS[message.kind]
+    try:
+        return Spec(
+            name=message.name,
+            kind=kind,
+            bundle=message.bundle_digest,
+            layer=message.layer,
+            clip_set_url=message.clip_set_url,
+            classes=tuple(message.classes),
+            seed=message.seed,
+            calibrate=message.calibrate,
+            settings=settings_of(kind, message.settings),
+        )
+    except BadInput as error:
+        return error
+
+
+def event_to_proto(event: Event) -> prober_pb2.TrainResponse:
+    """One event of a training."""
+    if isinstance(event, Progress):
+        progress = prober_pb2.TrainProgress(
+            heads_done=event.done,
+            heads_total=event.total,
+            fraction=event.fraction,
+            eta_ms=round(event.eta_s * 1000),
+        )
+        return prober_pb2.TrainResponse(progress=progress)
+    if isinstance(event, Failed):
+        failed = prober_pb2.FailedHead(index=event.index, failure=failure_to_proto(event.error))
+        return prober_pb2.TrainResponse(failed=failed)
+    trained = prober_pb2.TrainedHead(index=event.index, head=head_to_proto(event.head), reused=event.reused)
+    return prober_pb2.TrainResponse(trained=trained)
+
+
+def head_to_proto(head: Head) -> common_pb2.Head:
+    """What names a head."""
+    return _named(head.card, head.digest)
+
+
+def _named(card: Card, digest: str) -> common_pb2.Head:
+    return common_pb2.Head(name=card.name, version=card.version, digest=digest, bundle_digest=card.bundle)
+
+
+def source_from_proto(message: prober_pb2.PredictRequest) -> AnyFloats | Stored:
+    """Where a request's embeddings are.
+
+    Raises:
+        BadInput: it has none.
+    """
+    match message.WhichOneof("input"):
+        case "embeddings":
+            return array_from_proto(message.embeddings, name="embeddings")
+        case "stored":
+            return Stored(store_url=message.stored.store_url, clip_set_url=message.stored.clip_set_url)
+        case _:
+            raise BadInput("the request has no embeddings: send `embeddings` or `stored`")
+
+
+def variant_from_proto(message: prober_pb2.Standardisation) -> Standardisation:
+    """Statistics of a request; what is empty stays as it was trained."""
+    return Standardisation(
+        mean=np.array(message.mean, dtype=np.float32) if message.mean else None,
+        std=np.array(message.std, dtype=np.float32) if message.std else None,
+    )
+
+
+def prediction_to_proto(prediction: Prediction) -> prober_pb2.PredictResponse:
+    """Scores of a head."""
+    card = prediction.head.card
+    return prober_pb2.PredictResponse(
+        head=head_to_proto(prediction.head),
+        classes=card.classes,
+        logits=array_to_proto(prediction.logits),
+        temperature=card.temperature,
+        probabilities=array_to_proto(prediction.probabilities),
+    )
+
+
+def prior_from_proto(message: prober_pb2.Prior) -> Prior:
+    """The prior that a request assumes.
+
+    Raises:
+        BadInput: an unknown kind, or probabilities that the kind does not take.
+    """
+    if message.kind not in _PRIORS:
+        raise BadInput(f"prior: kind {message.kind} is unknown; give KIND_TRAIN, KIND_UNIFORM or KIND_EXPLICIT")
+    kind = _PRIORS[message.kind]
+    if message.probabilities and kind != "explicit":
+        raise BadInput("prior: probabilities are given, but the kind is not KIND_EXPLICIT; drop them or set it")
+    return Prior(kind=kind, probabilities=dict(message.probabilities))
+
+
+def prior_to_proto(kind: PriorKind, values: dict[str, float]) -> prober_pb2.Prior:
+    """The prior that was used."""
+    return prober_pb2.Prior(kind=_WIRE_PRIORS[kind], probabilities=values)
+
+
+def window_to_proto(window: Window, classes: tuple[str, ...]) -> prober_pb2.Window:
+    """One window, its classes in the head's order."""
+    best = int(window.probabilities.argmax())
+    return prober_pb2.Window(
+        start_ms=window.start_ms,
+        end_ms=window.end_ms,
+        label=classes[best],
+        confidence=float(window.probabilities[best]),
+        probabilities=[
+            prober_pb2.ClassProbability(label=label, probability=float(value))
+            for label, value in zip(classes, window.probabilities, strict=True)
+        ],
+    )
+
+
+def recognition_to_proto(recognition: Recognition, head: Head, prior: prober_pb2.Prior) -> prober_pb2.RecognizeResponse:
+    """Emotions of one clip."""
+    classes = head.card.classes
+    return prober_pb2.RecognizeResponse(
+        overall=window_to_proto(recognition.overall, classes),
+        windows=[window_to_proto(window, classes) for window in recognition.windows],
+        head=head_to_proto(head),
+        bundle=recognition.bundle,
+        prior=prior,
+        timings=recognition.timings,
+    )
+
+
+def summary_to_proto(entry: Entry) -> prober_pb2.HeadSummary:
+    """One head of a list."""
+    card = entry.card
+    return prober_pb2.HeadSummary(
+        head=_named(card, entry.digest),
+        kind=_WIRE_KINDS[card.kind],
+        classes=card.classes,
+        production=entry.production,
+        created_unix_ms=round(datetime.fromisoformat(card.created).timestamp() * 1000),
+    )

@@ -1,0 +1,72 @@
+"""Every metric of the prober: names, units, buckets, closed label sets."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from servox.errors import ServoxError
+from servox.telemetry import Metrics
+
+_STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_TRAIN_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class ProberMetrics:
+    """The prober's counters and histograms in one registry."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        registry = metrics.registry
+        self.requests = Counter(
+            "servox_prober_requests",
+            "Calls by method and outcome: ok, the class of the error, cancelled, or crash.",
+            ["method", "outcome"],
+            registry=registry,
+        )
+        self.train_seconds = Histogram(
+            "servox_prober_train_seconds",
+            "Wall time of one Train call that ran to its end.",
+            buckets=_TRAIN_BUCKETS,
+            registry=registry,
+        )
+        self.heads_trained = Counter(
+            "servox_prober_heads_trained",
+            "Heads asked of Train by kind and outcome: trained, reused, failed.",
+            ["kind", "outcome"],
+            registry=registry,
+        )
+        self.trainings_waiting = Gauge(
+            "servox_prober_trainings_waiting", "Train calls that wait for the one that runs.", registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "servox_prober_recognise_stage_seconds",
+            "Time of one stage of a recognition: decode, embed, head, total.",
+            ["stage"],
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.clips = Counter(
+            "servox_prober_clips",
+            "Clips or windows that a head has scored, by method.",
+            ["method"],
+            registry=registry,
+        )
+        self.silent_windows = Counter(
+            "servox_prober_silent_windows", "Windows left out because they hold no sound.", registry=registry
+        )
+
+    @contextmanager
+    def call(self, method: str) -> Iterator[None]:
+        """Counts one call with its outcome."""
+        outcome = "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except ServoxError as error:
+            outcome = type(error).__name__
+            raise
+        except Exception:
+            outcome = "crash"
+            raise
+        finally:
+            self.requests.labels(method, outcome).inc()

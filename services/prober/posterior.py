@@ -1,0 +1,81 @@
+"""A head under a prior: embeddings in, probabilities out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from servox.errors import BadInput
+from servox.priors import adjust, class_prior, softmax
+
+from .card import Card
+from .embedder import Embedded
+from .heads import Head
+
+Array = npt.NDArray[np.float64]
+
+PriorKind = Literal["train", "uniform", "explicit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prior:
+    """The class prior to assume; `probabilities` only where the kind is explicit."""
+
+    kind: PriorKind = "train"
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+
+class Posterior:
+    """A head under one prior: embeddings in, probabilities out.
+
+    Args:
+        head: already checked against its registry.
+        prior: to assume.
+
+    Raises:
+        BadInput: an explicit prior for other classes, or one that does not sum to one.
+    """
+
+    def __init__(self, head: Head, prior: Prior) -> None:
+        self.head = head
+        self._train, self._target = _priors(head.card, prior)
+
+    @property
+    def prior(self) -> dict[str, float]:
+        """The prior that answers assume, by class."""
+        counts = self.head.card.class_counts
+        values = class_prior(counts, smoothing=0.0) if self._target is None else self._target
+        return dict(zip(self.head.card.classes, map(float, values), strict=True))
+
+    def probabilities(self, embedded: Embedded) -> Array:
+        """[K], summing to one.
+
+        Raises:
+            HeadMismatch: the embedder serves another bundle.
+            BadInput: an embedding of another width.
+        """
+        self.head.check_bundle(embedded.bundle.digest)
+        logits = self.head.logits(embedded.values)[0] / self.head.card.temperature
+        return softmax(adjust(logits, train=self._train, target=self._target))
+
+
+def _priors(card: Card, prior: Prior) -> tuple[Array | None, Array | None]:
+    """What to take out of the logits and what to put in."""
+    if prior.kind == "train":
+        return None, None
+    # A class that the training set lacks would always win if its prior of zero were taken out: it gets one pseudo-clip.
+    train = class_prior(card.class_counts, smoothing=0.0 if all(card.class_counts) else 1.0)
+    if prior.kind == "uniform":
+        return train, np.full(len(card.classes), 1 / len(card.classes))
+    given = prior.probabilities
+    if set(given) != set(card.classes):
+        unknown, lacking = sorted(set(given) - set(card.classes)), sorted(set(card.classes) - set(given))
+        raise BadInput(
+            f"prior: unknown classes {unknown}, missing classes {lacking}; head {card.tag} has {list(card.classes)}"
+        )
+    target = np.array([given[name] for name in card.classes], dtype=np.float64)
+    if not (target >= 0).all() or abs(target.sum() - 1) > 1e-3:
+        raise BadInput(f"prior: it sums to {target.sum():g}; give probabilities from 0 to 1 that sum to 1")
+    return train, target / target.sum()

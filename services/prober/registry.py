@@ -1,0 +1,284 @@
+"""The registry of heads: BentoML's model store below one folder, so that its own tools list, export and import heads.
+
+- `<root>/models/<name>/<version>/` holds `model.yaml` (BentoML's), `card.json` and `weights.safetensors`. Beside the
+  versions lie BentoML's pointer `latest` and ours, `production`; promotion also writes the label stage=production.
+- An entry is made under `<root>/staging` and renamed, so a reader sees whole heads or none. A version never changes.
+- An entry that is damaged all the same (a bad disk, a meddling hand) fails alone, with its path; a list goes on.
+- The store's path is explicit: several registries live in one process. BentoML's usage tracking stays off; that switch
+  is an environment variable, the one thing here that belongs to the process.
+"""
+
+import difflib
+import errno
+import logging
+import os
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from servox.arrays import storing
+from servox.errors import BadInput, NotFound, Refused, StorageFull
+
+from .card import Card
+from .heads import Head, decode, encode
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # its own dependencies', on import
+    import bentoml.models
+    from bentoml import Tag
+    from bentoml._internal.models import ModelStore  # the public API takes a store, but shows no way to make one
+    from bentoml.exceptions import BentoMLException
+
+log = logging.getLogger(__name__)
+
+HIDDEN = "fold."  # names of an evaluation's own heads begin so
+CARD, WEIGHTS = "card.json", "weights.safetensors"
+# What BentoML lets through when an entry's files are not what it wrote.
+_DAMAGE = (BentoMLException, BadInput, yaml.YAMLError, OSError, KeyError, TypeError, ValueError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One head of a list."""
+
+    card: Card
+    digest: str
+    production: bool
+
+
+class Registry:
+    """Heads below one folder.
+
+    Args:
+        root: made if it is not there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._models, self._staging = root / "models", root / "staging"
+        with storing(str(root)):
+            self._models.mkdir(parents=True, exist_ok=True)
+            self._staging.mkdir(parents=True, exist_ok=True)
+        self._store = ModelStore(self._models)
+
+    def save(self, head: Head) -> None:
+        """Keeps a head under its name and version; the newest becomes `latest`. Saving it again changes nothing.
+
+        Raises:
+            StorageFull: the disk refused.
+        """
+        card, staging = head.card, self._staging / uuid.uuid4().hex
+        with _storing(f"head {card.tag}"):
+            try:
+                self._write(head, ModelStore(staging))
+                self._publish(staging / card.name / card.version, self._models / card.name / card.version)
+                _point(self._models / card.name / "latest", card.version)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def get(self, name: str) -> Head:
+        """The head that `name`, `name:version`, `name:latest` or `name:production` means.
+
+        A bare name is the promoted version, or the newest where none is promoted.
+
+        Raises:
+            NotFound: no such head; the message says what comes close.
+            BadInput: its entry is damaged.
+        """
+        return self._load(*self.resolve(name))
+
+    def find(self, name: str, version: str) -> Head | None:
+        """The head of exactly this version, or None where there is none that can be read."""
+        if not (self._models / name / version).is_dir():
+            return None
+        try:
+            return self._load(name, version)
+        except BadInput as error:
+            log.warning("a damaged head is trained again", extra={"head": f"{name}:{version}", "why": str(error)})
+            return None
+
+    def resolve(self, name: str) -> tuple[str, str]:
+        """Name and version that `name` means.
+
+        Raises:
+            NotFound: no such head.
+        """
+        bare, _, wanted = name.partition(":")
+        versions = self._versions(bare)
+        if not versions:
+            close = difflib.get_close_matches(bare, self.names(""), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else "list the heads, or train one"
+            raise NotFound(f"head {name!r}: there is none of that name; {hint}")
+        if wanted in ("", "production", "latest"):
+            return bare, self._pointed(bare, versions, wanted)
+        if wanted not in versions:
+            raise NotFound(f"head {name!r}: {bare} has no such version; it has {', '.join(versions)}")
+        return bare, wanted
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Heads whose name begins with `prefix`, by name and age; those of evaluations only where it asks for them.
+
+        A damaged entry is logged and left out.
+        """
+        found = (self._entry(name, version) for name in self.names(prefix) for version in self._versions(name))
+        return sorted(filter(None, found), key=lambda entry: (entry.card.name, entry.card.created))
+
+    def entry(self, name: str) -> Entry:
+        """One head as a list shows it.
+
+        Raises:
+            NotFound: no such head.
+            BadInput: its entry is damaged.
+        """
+        bare, version = self.resolve(name)
+        head = self._load(bare, version)
+        return Entry(card=head.card, digest=head.digest, production=self._production(bare) == version)
+
+    def promote(self, name: str) -> Entry:
+        """Makes `name:version` what its bare name answers with.
+
+        Raises:
+            BadInput: no version was named, or the entry is damaged.
+            NotFound: no such head.
+            Refused: its out-of-fold macro-F1 does not pass its floor, or was never measured.
+            StorageFull: the disk refused.
+        """
+        bare, version = self.resolve(name)
+        if name == bare:
+            raise BadInput(f"head {name!r}: promote a version, such as {bare}:{version}")
+        head = self._load(bare, version)
+        check_gate(head.card)
+        with _storing(f"the label of head {head.card.tag}"):
+            for other in self._versions(bare):
+                self._label(bare, other, production=other == version)
+            _point(self._models / bare / "production", version)
+        return Entry(card=head.card, digest=head.digest, production=True)
+
+    def names(self, prefix: str) -> list[str]:
+        """Names that begin with `prefix`, sorted."""
+        found = sorted(folder.name for folder in self._models.iterdir() if folder.is_dir())
+        shown = prefix.startswith(HIDDEN)
+        return [name for name in found if name.startswith(prefix) and (shown or not name.startswith(HIDDEN))]
+
+    def _versions(self, name: str) -> list[str]:
+        folder = self._models / name
+        if not re.fullmatch(r"[a-z0-9][-._a-z0-9]*", name) or not folder.is_dir():
+            return []
+        return sorted(version.name for version in folder.iterdir() if version.is_dir())
+
+    def _production(self, name: str) -> str:
+        return _read(self._models / name / "production")
+
+    def _pointed(self, name: str, versions: list[str], wanted: str) -> str:
+        production, latest = self._production(name), _read(self._models / name / "latest")
+        if wanted != "latest" and production in versions:
+            return production
+        if wanted == "production":
+            raise NotFound(f"head {name}:production: no version of {name} was promoted; it has {', '.join(versions)}")
+        return latest if latest in versions else versions[-1]
+
+    def _load(self, name: str, version: str) -> Head:
+        try:
+            model = bentoml.models.get(Tag(name, version), _model_store=self._store)
+            head = decode(Path(model.path_of(WEIGHTS)).read_bytes(), Path(model.path_of(CARD)).read_text())
+        except _DAMAGE as error:
+            raise BadInput(
+                f"head {name}:{version}: its entry {self._models / name / version} is damaged ({error}); "
+                "remove the folder and train the head again"
+            ) from error
+        if head.card.tag != f"{name}:{version}":
+            raise BadInput(f"head {name}:{version}: its card says {head.card.tag}; remove it and train it again")
+        return head
+
+    def _entry(self, name: str, version: str) -> Entry | None:
+        try:
+            return self.entry(f"{name}:{version}")
+        except (BadInput, NotFound) as error:
+            log.warning("a damaged head is left out of the list", extra={"why": str(error)})
+            return None
+
+    def _write(self, head: Head, store: Any) -> None:  # noqa: ANN401 -- BentoML has no types
+        card, (weights, text) = head.card, encode(head)
+        labels = {"kind": card.kind, "bundle": card.bundle[:12]}
+        with bentoml.models.create(Tag(card.name, card.version), labels=labels, _model_store=store) as model:
+            Path(model.path_of(WEIGHTS)).write_bytes(weights)
+            Path(model.path_of(CARD)).write_text(text)
+
+    def _publish(self, made: Path, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and self.find(place.parent.name, place.name) is None:
+            place.rename(made.parent / "damaged")  # leaves with the staging folder
+        try:
+            made.rename(place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another process trained the same head at the same time; theirs is ours.
+
+    def _label(self, name: str, version: str, *, production: bool) -> None:
+        try:
+            model = bentoml.models.get(Tag(name, version), _model_store=self._store)
+        except _DAMAGE:
+            return  # a damaged neighbour must not stop a promotion
+        labels = dict(model.info.labels)
+        model.info.labels.pop("stage", None)
+        if production:
+            model.info.labels["stage"] = "production"
+        if labels != model.info.labels:
+            _replace(Path(model.path_of("model.yaml")), str(yaml.safe_dump(model.info.to_dict(), sort_keys=False)))
+
+
+def check_gate(card: Card) -> None:
+    """Lets a head pass that beats its floor on speakers that it never heard.
+
+    Raises:
+        Refused: it does not, or nobody looked.
+    """
+    scores = card.out_of_fold
+    if scores is None:
+        raise Refused(f"head {card.tag} has no out-of-fold scores: train it with calibrate = true, then promote it")
+    if not scores.macro_f1 > scores.floor:
+        raise Refused(
+            f"head {card.tag}: out-of-fold macro-F1 {scores.macro_f1:.3f} is not above its prior-matched floor "
+            f"{scores.floor:.3f}; it answers no better than by chance: train it on other data or settings"
+        )
+
+
+def _point(pointer: Path, version: str) -> None:
+    _replace(pointer, version)
+
+
+def _replace(path: Path, text: str) -> None:
+    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    hidden.write_text(text)
+    hidden.replace(path)
+
+
+def _read(pointer: Path) -> str:
+    try:
+        return pointer.read_text().strip()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _storing(what: str) -> Iterator[None]:
+    """`servox.arrays.storing`, also for copies: shutil keeps the reason of a failed copy as text only."""
+    with storing(what):
+        try:
+            yield
+        except shutil.Error as error:
+            numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))}
+            if numbers & {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+                raise StorageFull(
+                    f"cannot write {what}: the disk is full; free space or choose another place"
+                ) from error
+            raise

@@ -1,0 +1,124 @@
+"""gRPC adapters over the dataplane."""
+# ruff: noqa: ARG002, N802 -- gRPC names the methods and their arguments
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from servox.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ
+from servox.errors import BadInput
+from servox.v1 import prober_pb2, prober_pb2_grpc
+
+from . import messages
+from .dataplane import Dataplane
+from .metrics import ProberMetrics
+from .posterior import Posterior
+from .sound import Chunks, encoding_of
+from .windows import Samples, grid
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ProberServicer(prober_pb2_grpc.ProberServicer):
+    """The `Prober` service.
+
+    Args:
+        dataplane: does the work.
+        metrics: counts calls.
+    """
+
+    def __init__(self, dataplane: Dataplane, metrics: ProberMetrics) -> None:
+        self._dataplane = dataplane
+        self._metrics = metrics
+
+    async def Train(
+        self, request: prober_pb2.TrainRequest, context: Context
+    ) -> AsyncIterator[prober_pb2.TrainResponse]:
+        """Events of a training; it stops when the caller goes away."""
+        orders = [messages.order_from_proto(head) for head in request.heads]
+        with self._metrics.call("Train"):
+            async with aclosing(self._dataplane.train(request.store_url, orders)) as events:
+                async for event in events:
+                    yield messages.event_to_proto(event)
+
+    async def Predict(self, request: prober_pb2.PredictRequest, context: Context) -> prober_pb2.PredictResponse:
+        """Scores of embeddings."""
+        with self._metrics.call("Predict"):
+            prediction = await self._dataplane.predict(
+                request.head,
+                bundle=request.bundle_digest,
+                source=messages.source_from_proto(request),
+                variants=[messages.variant_from_proto(variant) for variant in request.variants],
+            )
+            return messages.prediction_to_proto(prediction)
+
+    async def Recognize(self, request: prober_pb2.RecognizeRequest, context: Context) -> prober_pb2.RecognizeResponse:
+        """Emotions of one clip."""
+        with self._metrics.call("Recognize"):
+            posterior, used = await self._posterior(request.config)
+            window_ms, hop_ms = request.config.window_ms, request.config.hop_ms
+            recognition = await self._dataplane.recognize(request.audio, posterior, window_ms=window_ms, hop_ms=hop_ms)
+            return messages.recognition_to_proto(recognition, posterior.head, used)
+
+    async def RecognizeStream(
+        self, request_iterator: AsyncIterator[prober_pb2.RecognizeStreamRequest], context: Context
+    ) -> AsyncIterator[prober_pb2.RecognizeStreamResponse]:
+        """Emotions of live audio."""
+        with self._metrics.call("RecognizeStream"):
+            config = await _config(request_iterator)
+            posterior, used = await self._posterior(config.recognize)
+            shape = grid(config.recognize.window_ms, config.recognize.hop_ms, config.rate_hz)
+            chunks = _samples(request_iterator, Chunks(encoding_of(config.format), config.channels or 1))
+            head, classes = messages.head_to_proto(posterior.head), posterior.head.card.classes
+            async with aclosing(self._dataplane.stream(chunks, shape, posterior)) as windows:
+                async for window, bundle in windows:
+                    shown = messages.window_to_proto(window, classes)
+                    yield prober_pb2.RecognizeStreamResponse(window=shown, head=head, bundle=bundle, prior=used)
+
+    async def ListHeads(self, request: prober_pb2.ListHeadsRequest, context: Context) -> prober_pb2.ListHeadsResponse:
+        """Heads by the beginning of their names."""
+        with self._metrics.call("ListHeads"):
+            entries = await self._dataplane.heads(request.prefix)
+            return prober_pb2.ListHeadsResponse(heads=[messages.summary_to_proto(entry) for entry in entries])
+
+    async def GetHead(self, request: prober_pb2.GetHeadRequest, context: Context) -> prober_pb2.GetHeadResponse:
+        """One head and its card."""
+        with self._metrics.call("GetHead"):
+            entry = await self._dataplane.entry(request.head)
+            summary = messages.summary_to_proto(entry)
+            return prober_pb2.GetHeadResponse(summary=summary, card_json=entry.card.to_json())
+
+    async def Promote(self, request: prober_pb2.PromoteRequest, context: Context) -> prober_pb2.PromoteResponse:
+        """Makes a version the one that its name answers with."""
+        with self._metrics.call("Promote"):
+            entry = await self._dataplane.promote(request.head)
+            return prober_pb2.PromoteResponse(summary=messages.summary_to_proto(entry))
+
+    async def _posterior(self, config: prober_pb2.RecognizeConfig) -> tuple[Posterior, prober_pb2.Prior]:
+        prior = messages.prior_from_proto(config.prior)
+        posterior = await self._dataplane.posterior(config.head, prior)
+        return posterior, messages.prior_to_proto(prior.kind, posterior.prior)
+
+
+async def _config(requests: AsyncIterator[prober_pb2.RecognizeStreamRequest]) -> prober_pb2.StreamConfig:
+    first = await anext(aiter(requests), None)
+    if first is None or first.WhichOneof("message") != "config":
+        raise BadInput("the stream began without a config: send one first, then chunks")
+    config = first.config
+    if not MIN_RATE_HZ <= config.rate_hz <= MAX_RATE_HZ:
+        raise BadInput(f"rate_hz = {config.rate_hz}: give {MIN_RATE_HZ} to {MAX_RATE_HZ}")
+    if not 0 <= config.channels <= MAX_CHANNELS:
+        raise BadInput(f"channels = {config.channels}: give 1 to {MAX_CHANNELS}")
+    return config
+
+
+async def _samples(
+    requests: AsyncIterator[prober_pb2.RecognizeStreamRequest], chunks: Chunks
+) -> AsyncIterator[Samples]:
+    async for request in requests:
+        if request.WhichOneof("message") != "chunk":
+            raise BadInput("the stream holds a second config: open another stream to change it")
+        yield chunks.push(request.chunk)
+    chunks.finish()

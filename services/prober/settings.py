@@ -1,0 +1,30 @@
+"""Settings of the prober; see `servox.settings` for where values come from."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from servox.settings import ServiceSettings, home
+
+
+class Settings(ServiceSettings):
+    """Every field is a flag of `servox serve prober` and an environment variable `SERVOX_PROBER_…`."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVOX_PROBER_", extra="forbid")
+
+    grpc_port: int = Field(50052, ge=0, le=65535, description="port of the gRPC server; 0 lets the system choose")
+    metrics_port: int = Field(9102, ge=0, le=65535, description="port of /metrics; 0 turns it off")
+    embedder: str = Field("127.0.0.1:50051", description="address of the embedder, which Recognize asks")
+    embedder_ca: Path | None = Field(None, description="PEM bundle to trust the embedder by; plain text if unset")
+    embed_timeout_s: float = Field(60.0, gt=0, description="longest wait for the embedder's answer to one call")
+    heads: Path = Field(default_factory=lambda: home() / "heads", description="folder of the registry of heads")
+    scratch: Path | None = Field(None, description="folder for a training's temporary files; the system's if unset")
+    train_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="fits at a time")
+    cache_bytes: int = Field(256 << 20, ge=0, description="embeddings kept in memory")
+    heads_in_memory: int = Field(128, ge=1, description="heads kept in memory")
+    max_heads: int = Field(4096, ge=1, description="heads that one Train call may ask for")
+    max_duration_ms: int = Field(600_000, ge=1000, description="longest audio that Recognize cuts into windows")
+    max_windows: int = Field(5000, ge=1, description="windows that one Recognize call may ask for")
+    windows_in_flight: int = Field(16, ge=1, description="windows of one call that are with the embedder at a time")
