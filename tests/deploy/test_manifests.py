@@ -180,9 +180,13 @@ def test_every_config_map_is_read() -> None:
     assert read == {manifest["metadata"]["name"] for manifest in of_kind("ConfigMap")}
 
 
-def test_other_variables_are_those_of_libraries() -> None:
-    extra = {variable["name"] for service in SERVICES for variable in container(service).get("env", [])}
-    assert extra == {"OMP_NUM_THREADS"}
+@pytest.mark.parametrize("service", SERVICES)
+def test_threads_follow_the_limit(service: str) -> None:
+    prefix = settings_type(service).model_config["env_prefix"]
+    for variable in container(service).get("env", []):
+        name = variable["name"]
+        assert name == "OMP_NUM_THREADS" or name.removeprefix(prefix).lower() in settings_type(service).model_fields
+        assert variable["valueFrom"] == {"resourceFieldRef": {"resource": "limits.cpu"}}
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -337,9 +341,15 @@ def test_containers_have_requests_and_limits() -> None:
                 assert one["resources"][part].keys() == {"cpu", "memory", "ephemeral-storage"}
 
 
-def test_scratch_is_bounded() -> None:
+def test_scratch_is_bounded_and_fits_into_the_limit() -> None:
     for spec in pods():
-        assert all("sizeLimit" in volume["emptyDir"] for volume in volumes(spec, "emptyDir"))
+        sizes = [volume["emptyDir"]["sizeLimit"] for volume in volumes(spec, "emptyDir")]
+        limit = spec["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+        assert sum(int(size.removesuffix("Gi")) for size in sizes) * 1024 < mebibytes(limit)
+
+
+def mebibytes(quantity: str) -> int:
+    return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
 
 # ---- life and death ------------------------------------------------------------------------------------------------
