@@ -106,6 +106,8 @@ def resolve(backbone: Backbone, *, context: str | None, blocks: int | str | None
     depth = _depth(blocks, backbone)
     if precision not in get_args(Precision):
         raise BadSetting(f"--precision {precision!r} is unknown: use {', '.join(get_args(Precision))}")
+    if backbone.blocks == 0 and precision != "fp32":
+        raise BadSetting(f"--precision {precision} does not fit {backbone.name}, which has no encoder: use fp32")
     backbone.check(policy, depth)
     return Recipe(backbone=backbone, context=policy, blocks=depth, precision=precision)  # type: ignore[arg-type]
 
@@ -232,7 +234,7 @@ def _describe(recipe: Recipe, folder: Path) -> Bundle:
         layer_names=names,
         default_layer=len(names) - 1,
         max_duration_ms=backbone.max_duration_ms,
-        files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        files={path.name: file_sha256(path) for path in sorted(folder.glob(f"{GRAPH}*"))},
         exporter={name: importlib.metadata.version(name) for name in PACKAGES},
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )

@@ -121,7 +121,7 @@ def _worst(result: Result, row: int, state: Samples, scale: Samples) -> float:
     if result.frames is not None:
         by_frame = np.abs(result.frames[row, : state.shape[1]] - state[-1]).max() / scale[-1]
     # A NaN must count as the worst error, not vanish in a comparison.
-    return float(np.nan_to_num(max(by_frame, by_layer.max()), nan=np.inf))
+    return float(np.nan_to_num(np.max([by_frame, *by_layer]), nan=np.inf))
 
 
 def _standardised(means: list[Samples]) -> Samples:
