@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Server:
         self._tls = tls
         self._drain = (drain_wait_s, drain_grace_s)
         self._health = health.aio.HealthServicer()
-        options = [
+        self._options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
@@ -87,8 +88,12 @@ class Server:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.so_reuseport", 0),
         ]
-        self.grpc = grpc.aio.server(interceptors=[_Errors()], options=options)
         self.address = address
+
+    @cached_property
+    def grpc(self) -> grpc.aio.Server:
+        """What servicers are added to; made on first use, because it belongs to the event loop that runs then."""
+        return grpc.aio.server(interceptors=[_Errors()], options=self._options)
 
     async def start(self) -> str:
         """Binds and listens; health stays NOT_SERVING until `serving(True)`.

@@ -1,0 +1,178 @@
+"""The embedder as a process, started by the command line that an image starts."""
+
+import asyncio
+import re
+import shutil
+import signal
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.embedder.server import EmbedderServer
+from services.embedder.settings import Settings
+from servox.client import Client, Clip, Embedding, pcm
+from servox.errors import BundleError
+from servox.telemetry import Metrics
+
+MAIN = "from services.cli import main; main()"
+
+
+@asynccontextmanager
+async def process(*flags: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    command = [sys.executable, "-c", MAIN, "serve", "embedder", *map(str, flags)]
+    started = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    try:
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.communicate()
+
+
+async def _address(started: asyncio.subprocess.Process) -> str:
+    assert started.stderr is not None
+    async with asyncio.timeout(60):
+        while line := (await started.stderr.readline()).decode():
+            if found := re.search(r"^serving on (\S+)", line):
+                return found[1]
+    pytest.fail("it ended before it served")
+
+
+def _scrape(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_sigterm_under_load_loses_nothing_that_was_admitted(
+    tiny_bundle: Path, speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
+) -> None:
+    port = _free_port()
+    slow = encoded(speech(25, rate_hz=96_000), rate_hz=96_000, kind="FLAC", subtype="PCM_16")
+    flags = ("--bundle", tiny_bundle, "--grpc-port", 0, "--metrics-port", port, "--decode-workers", 1)
+    async with process(*flags) as started:
+        address = await _address(started)
+        async with Client(embedder=address) as client:
+            description = await client.describe()
+            stream = client.embed([Clip(id=str(n), audio=slow) for n in range(6)])
+            reading = asyncio.create_task(_all(stream))
+            async with asyncio.timeout(30):
+                while not _all_in(await asyncio.to_thread(_scrape, port)):  # noqa: ASYNC110 -- a gauge has no event
+                    await asyncio.sleep(0.01)
+            started.send_signal(signal.SIGTERM)
+            assert await reading == {str(n) for n in range(6)}
+        async with asyncio.timeout(30):
+            assert await started.wait() == 0
+    assert description.bundle.source == "tiny"
+
+
+def _all_in(metrics: str) -> bool:
+    """Whether all six clips were admitted: all count as in flight, or one was answered already."""
+    good = 'requests_total{method="EmbedStream",outcome="ok"}'
+    return "inflight_audio_seconds 150.0" in metrics or f"{good} 0.0" not in metrics
+
+
+async def _all(answers: AsyncIterator[object]) -> set[str]:
+    return {answer.id async for answer in answers if isinstance(answer, Embedding)}
+
+
+async def test_a_process_answers_health_reflection_and_metrics_that_move(
+    tiny_bundle: Path, speech: Callable[..., np.ndarray]
+) -> None:
+    port = _free_port()
+    async with process("--bundle", tiny_bundle, "--grpc-port", 0, "--metrics-port", port) as started:
+        address = await _address(started)
+        async with grpc.aio.insecure_channel(address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for service in ("", "servox.v1.Embedder"):
+                answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        before = await asyncio.to_thread(_scrape, port)
+        async with Client(embedder=address) as client:
+            clips = [Clip(id=str(n), audio=pcm(speech(1), 16_000)) for n in range(5)]
+            assert len(await _all(client.embed([*clips, Clip(id="bad", audio=b"no audio")]))) == 5
+        after = await asyncio.to_thread(_scrape, port)
+    good = 'servox_embedder_requests_total{method="EmbedStream",outcome="ok"}'
+    bad = 'servox_embedder_requests_total{method="EmbedStream",outcome="BadAudio"}'
+    assert f"{good} 0.0" in before
+    assert f"{good} 5.0" in after
+    assert f"{bad} 1.0" in after
+    for histogram in ("decode", "queue", "inference", "total", "clip_audio"):
+        assert f"servox_embedder_{histogram}_seconds_count 5.0" in after
+    assert "servox_embedder_batch_fill_ratio_count" in after
+    assert "servox_embedder_batch_padding_ratio_bucket" in after
+
+
+@pytest.mark.parametrize("damage", ["missing", "graph", "manifest", "emptied"])
+async def test_a_bundle_that_is_missing_or_damaged_ends_the_process_with_a_reason(
+    tiny_bundle: Path, tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "bundle"
+    if damage != "missing":
+        shutil.copytree(tiny_bundle, folder)
+    if damage == "graph":
+        (folder / "encoder.onnx").write_bytes(b"damaged")
+    if damage == "manifest":
+        (folder / "bundle.json").write_text("{")
+    if damage == "emptied":
+        (folder / "encoder.onnx").unlink()
+    settings = Settings.load({"bundle": folder, "grpc_socket": tmp_path / "e.sock", "metrics_port": 0})
+    with pytest.raises(BundleError, match=re.escape(str(folder))):
+        await EmbedderServer(settings, Metrics()).start()
+    if damage == "graph":
+        async with process("--bundle", folder, "--grpc-port", 0, "--metrics-port", 0) as started:
+            _, errors = await started.communicate()
+            assert started.returncode == 1
+        assert "error: encoder.onnx of bundle" in errors.decode()
+        assert "Traceback" not in errors.decode()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max-inflight-audio-s", "5"], "max_inflight_audio_s = 5 cannot hold one clip of max_duration_ms = 30000"),
+        (["--batch-budget-s", "10"], "batch_budget_s = 10 cannot hold one clip"),
+        (["--device", "tpu"], "device = 'tpu'"),
+    ],
+)
+async def test_settings_that_cannot_work_are_refused_at_start(tiny_bundle: Path, flags: list[str], says: str) -> None:
+    async with process("--bundle", tiny_bundle, *flags) as started:
+        _, errors = await started.communicate()
+        assert started.returncode == 1
+    assert says in " ".join(errors.decode().split())
+
+
+async def test_three_servers_in_one_process_keep_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+    servers = []
+    for name in ("a", "b"):
+        flags = {"bundle": tiny_bundle, "grpc_socket": tmp_path / f"{name}.sock", "metrics_port": 0}
+        servers.append(EmbedderServer(Settings.load(flags), Metrics()))
+    addresses = [await server.start() for server in servers]
+    assert len(set(addresses)) == 2
+    for server in servers:
+        await server.stop()
+
+
+async def test_a_socket_that_cannot_be_bound_leaves_nothing_running(tiny_bundle: Path, tmp_path: Path) -> None:
+    from servox.errors import Unavailable
+
+    settings = Settings.load(
+        {"bundle": tiny_bundle, "grpc_socket": tmp_path / "none" / "e.sock", "metrics_port": 0, "streams": 1}
+    )
+    with pytest.raises(Unavailable, match="cannot listen"):
+        await EmbedderServer(settings, Metrics()).start()
