@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Literal, get_args, get_origin
@@ -124,7 +125,7 @@ def metrics_table(service: str) -> str:
     getattr(module, f"{service.capitalize()}Metrics")(shown)
     rows = []
     for collector in dict.fromkeys(shown.registry._collector_to_names):  # noqa: SLF001 -- no public way to list them
-        family = next(iter(collector.describe()))
+        family = next(iter(collector.collect()))
         suffix = "_total" if family.type == "counter" else ""
         labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
         rows.append((f"`{family.name}{suffix}`", family.type, labels or "–", family.documentation))
@@ -138,7 +139,7 @@ def cards_table() -> str:
         classes = {label for label in card.labels.sound.values() if label != UNUSED}
         speakers = str(card.speakers.count or "?") if card.speakers.id else "not told"
         refused = " (not under `sound`)" if card.speakers.reason else ""
-        cluster = {None: "–", 0: "in domain"}.get(card.paper and card.paper.cluster, "")
+        cluster = ("in domain" if card.paper.cluster == 0 else f"cluster {card.paper.cluster}") if card.paper else "–"
         rows.append(
             (
                 f"`{card.key}`",
@@ -148,7 +149,7 @@ def cards_table() -> str:
                 str(card.counts.clips or "?"),
                 f"{speakers}{refused}",
                 str(len(classes)),
-                cluster or f"cluster {card.paper.cluster if card.paper else 0}",
+                cluster,
                 card.licence.name,
                 "download" if card.obtain.direct else "by hand",
             )
@@ -202,8 +203,8 @@ def heads_table() -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "errors": errors_table,
     "settings-common": common_table,
-    **{f"settings-{name}": (lambda name=name: settings_table(name)) for name in SERVICES},
-    **{f"metrics-{name}": (lambda name=name: metrics_table(name)) for name in SERVICES},
+    **{f"settings-{name}": partial(settings_table, name) for name in SERVICES},
+    **{f"metrics-{name}": partial(metrics_table, name) for name in SERVICES},
     "corpora": cards_table,
     "corrections": ladder_table,
     "protocols": protocols_table,
