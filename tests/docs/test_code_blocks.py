@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -196,6 +197,24 @@ def test_tables_follow_the_code() -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.stderr}run `python docs/tables.py`"
+
+
+def test_every_extra_is_explained() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for extra in set(extras) - {"serving", "audio", "store"}:  # parts of the others
+        assert f"| `{extra}` |" in page, f"docs/operations.md does not say what the extra {extra!r} brings"
+
+
+def test_messages_of_the_troubles_table_exist() -> None:
+    sources = "".join(file.read_text() for top in ("servox", "services") for file in (ROOT / top).rglob("*.py"))
+    joined = re.sub(r'"\n\s*f?"', "", sources)
+    _, _, table = (ROOT / "docs" / "operations.md").read_text().partition("## When something is wrong")
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    assert rows
+    for row in rows:
+        for message in re.findall(r"`([^`]+)`", row.split(" | ")[0]):
+            assert message in joined, f"docs/operations.md: no message holds {message!r} any more"
 
 
 @pytest.fixture(scope="module")
