@@ -23,9 +23,7 @@ from servox.errors import BadSetting, NotFound, ServoxError, Unavailable
 from servox.settings import home
 from servox.v1 import evaluator_pb2
 
-from . import synthesis
 from .embedder import bundle as bundles
-from .embedder.export import export
 from .evaluating import evaluate
 from .evaluator.corpora import discover, load_cards
 from .evaluator.corpora.download import download
@@ -123,6 +121,8 @@ def _downloaded() -> Source:
 
 
 def _smoke() -> Source:
+    from . import synthesis  # scipy's filters, which real speech does without
+
     folder = home() / "synthetic"
     if not (folder / synthesis.MARK).exists():
         synthesis.write(folder)
@@ -137,6 +137,8 @@ def _bundle(source: Source, protocol: str) -> Path:
     if folder.is_dir():
         bundles.load(folder)
         return folder
+    from .embedder.export import export  # torch and transformers, which a second run does without
+
     with _bar() as bar:
         task = bar.add_task(f"export {name}", total=1.0)
         export(

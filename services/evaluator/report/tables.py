@@ -58,7 +58,7 @@ def in_domain(series: Series) -> Table:
         columns=("corpus", "macro-F1, 95 %", "UAR", "accuracy", "ECE", "floor", "published"),
         rows=[
             (
-                row.corpus["name"],
+                row.corpus["key"],
                 _with_interval(row.scores["macro_f1"]),
                 *(words.figure(row.scores[score].value) for score in figures.SCORES[1:]),
                 words.figure(figures.floor_of(row.floor)),
@@ -69,18 +69,17 @@ def in_domain(series: Series) -> Table:
     )
 
 
-def matrix(run: Run, series: Series, correction: str) -> Table:
+def matrix(series: Series, correction: str) -> Table:
     """Macro-F1 of every pair after one correction, in domain on the diagonal."""
     scores = figures.matrix(series, correction)
     own = {cell["test"]: figures.score_of(cell["corrections"][NONE], "macro_f1").value for cell in series.in_domain}
-    names = [run.names.get(key, key) for key in series.corpora]
     rows = []
-    for i, (key, name) in enumerate(zip(series.corpora, names, strict=True)):
+    for i, key in enumerate(series.corpora):
         values = [f"[{words.figure(own.get(key))}]" if i == j else _known(value) for j, value in enumerate(scores[i])]
-        rows.append((name, *values))
+        rows.append((key, *values))
     return Table(
         title=f"Train (rows) x test, {words.correction_name(correction)}: {series_name(series)}",
-        columns=("macro-F1", *names),
+        columns=("macro-F1", *series.corpora),
         rows=rows,
     )
 
@@ -112,7 +111,7 @@ def tables(run: Run, *, every: bool = False) -> Iterator[Table]:
         if series.pairs:
             yield ladder(series)
             for correction in series.corrections if every else (NONE,):
-                yield matrix(run, series, correction)
+                yield matrix(series, correction)
 
 
 def series_name(series: Series) -> str:

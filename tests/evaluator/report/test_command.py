@@ -69,7 +69,7 @@ def test_tables_fit_a_terminal_of_eighty_columns(sample_run: Path) -> None:
 
 def test_matrix_marks_the_diagonal(sample_run: Path) -> None:
     run = load(sample_run)
-    table = matrix(run, run.series[0], "standardise-all")
+    table = matrix(run.series[0], "standardise-all")
     scores = figures.matrix(run.series[0], "standardise-all")
     assert table.columns == ("macro-F1", "EmoDB", "nEMO", "RAVDESS", "TurEV-DB", "URDU")
     for i, row in enumerate(table.rows):
