@@ -85,7 +85,7 @@ def export(
     tell = progress or (lambda _step, _done: None)
     tell("read the checkpoint", 0.0)
     recipe = resolve(open_backbone(source), context=context, blocks=blocks, precision=precision)
-    with _disk_errors(out), _beside(out) as folder:
+    with disk_errors(out), _beside(out) as folder:
         tell("trace the graph", 0.05)
         trace(recipe, folder / GRAPH)
         tell("gather clips", 0.5)
@@ -282,7 +282,12 @@ def _beside(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path) -> Iterator[None]:
+    """What the operating system says of a write, as an error that says what to do.
+
+    Raises:
+        StorageFull: in place of any OSError.
+    """
     try:
         yield
     except OSError as error:

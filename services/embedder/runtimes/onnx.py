@@ -7,6 +7,7 @@ to start instead, so the provider that really runs is checked.
 from typing import Literal
 
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as states
 
 from services.embedder.bundle import Bundle
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
@@ -14,7 +15,8 @@ from services.embedder.runtimes.cpus import usable_cpus
 from servox.errors import BundleError, Unavailable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-LOG_ERRORS_ONLY = 3
+LOG_FATAL_ONLY = 4  # what is wrong with a graph is raised; a logged copy would name paths
+UNREADABLE = (states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NotImplemented)
 
 
 class OnnxRuntime:
@@ -38,12 +40,12 @@ class OnnxRuntime:
             raise Unavailable(f"ONNX Runtime has no {provider} here: install servox[gpu], or use device cpu")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cpus()
-        options.log_severity_level = LOG_ERRORS_ONLY
+        options.log_severity_level = LOG_FATAL_ONLY
         # Spinning threads would eat the CPU share that decoding needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = onnxruntime.InferenceSession(str(bundle.graph), options, providers=[provider])
-        except (onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf, RuntimeError) as error:
+        except UNREADABLE as error:
             raise BundleError(f"ONNX Runtime cannot read {bundle.graph}: export the bundle again") from error
         if session.get_providers()[0] != provider:
             raise Unavailable(
