@@ -137,6 +137,7 @@ class Client:
             if address
         }
         self._in_flight = in_flight
+        self._max_message_bytes = max_message_bytes
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,8 +198,11 @@ class Client:
                     ),
                 )
 
+        # An embedder that stays away is noticed here, before anything is read; 0 comes from one that names no limit.
+        limit_bytes = min(self._max_message_bytes, (await self.describe()).max_message_bytes or self._max_message_bytes)
         stub = embedder_pb2_grpc.EmbedderStub(self._channel("embedder"))  # type: ignore[no-untyped-call]
-        async with contextlib.aclosing(embed_all(stub, requests(), in_flight=self._in_flight)) as answers:
+        sent = embed_all(stub, requests(), in_flight=self._in_flight, max_message_bytes=limit_bytes)
+        async with contextlib.aclosing(sent) as answers:
             async for name, outcome in answers:
                 while not unreadable.empty():
                     yield unreadable.get_nowait()

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 
-from servox.errors import BadInput, Overloaded, ServoxError, Unavailable
+from servox.errors import BadInput, Overloaded, ServoxError, TooLarge, Unavailable
 from servox.rpc import translated
 from servox.v1 import embedder_pb2
 from servox.wire import failure_from_proto
@@ -21,6 +21,7 @@ from servox.wire import failure_from_proto
 Request = tuple[str, embedder_pb2.EmbedRequest]
 Outcome = embedder_pb2.EmbedResponse | ServoxError
 
+MARGIN_BYTES = 64  # of a message around its parts
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 
 
@@ -30,6 +31,7 @@ async def embed_all(
     *,
     in_flight: int = 32,
     attempts: int = 8,
+    max_message_bytes: int = 64 << 20,
 ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """Each id with its embedding, or with the error that this clip alone met, as they finish.
 
@@ -38,13 +40,14 @@ async def embed_all(
         requests: unique ids and their requests; drawn from as answers come back, so it may read files lazily.
         in_flight: how many are sent and not answered at a time.
         attempts: how often a clip is sent, and how often in a row a stream may break without an answer.
+        max_message_bytes: what the embedder takes; a larger clip would end the stream, so it fails here, alone.
 
     Raises:
         BadInput: an id that is unanswered comes again.
         Unavailable: the embedder stays away.
         ServoxError: the stream itself was refused.
     """
-    sending = _Sending(requests, in_flight=in_flight, attempts=attempts)
+    sending = _Sending(requests, in_flight=in_flight, attempts=attempts, limit_bytes=max_message_bytes)
     feeding = asyncio.create_task(sending.feed())
     broken = 0
     try:
@@ -53,7 +56,7 @@ async def embed_all(
             try:
                 with translated("embedder"):
                     while (message := await call.read()) is not grpc.aio.EOF:
-                        if answer := sending.settle(message):
+                        for answer in sending.settle(message):
                             broken = 0
                             yield answer
                     sending.expect_end()
@@ -66,6 +69,8 @@ async def embed_all(
                 call.cancel()
             sending.reopen()
         await feeding
+        for refusal in sending.refusals():
+            yield refusal
     finally:
         feeding.cancel()
         sending.close()
@@ -89,8 +94,17 @@ class _Item:
 class _Sending:
     """What is to be sent, and what was sent and is not answered."""
 
-    def __init__(self, requests: Iterable[Request] | AsyncIterable[Request], *, in_flight: int, attempts: int) -> None:
+    def __init__(
+        self,
+        requests: Iterable[Request] | AsyncIterable[Request],
+        *,
+        in_flight: int,
+        attempts: int,
+        limit_bytes: int,
+    ) -> None:
         self._requests = requests
+        self._limit_bytes = limit_bytes
+        self._refused: list[tuple[str, Outcome]] = []
         self._attempts = attempts
         self._slots = asyncio.Semaphore(in_flight)
         self._ready: asyncio.Queue[_Item | None] = asyncio.Queue()
@@ -107,6 +121,10 @@ class _Sending:
         """Draws requests as there is room for them; what the source raises is raised again by its awaiter."""
         try:
             async for name, request in _each(self._requests):
+                if (size := request.ByteSize() + len(name) + MARGIN_BYTES) > self._limit_bytes:
+                    limit = f"the embedder takes {self._limit_bytes}"
+                    self._refused.append((name, TooLarge(f"a message of {size} bytes: {limit}; send a shorter clip")))
+                    continue
                 await self._slots.acquire()
                 if name in self._open:
                     raise BadInput(f"id {name!r} comes twice; name each clip once")
@@ -123,8 +141,17 @@ class _Sending:
             self._sent.add(item.id)
             yield embedder_pb2.EmbedStreamRequest(id=item.id, request=item.request)
 
-    def settle(self, message: embedder_pb2.EmbedStreamResponse) -> tuple[str, Outcome] | None:
-        """The answer in a message; None if the clip was pushed back and is to be sent again."""
+    def refusals(self) -> list[tuple[str, Outcome]]:
+        """What was not even sent, since this was last asked."""
+        refused, self._refused = self._refused, []
+        return refused
+
+    def settle(self, message: embedder_pb2.EmbedStreamResponse) -> list[tuple[str, Outcome]]:
+        """The answer in a message, unless it pushed the clip back to be sent again; and what was not even sent."""
+        answer = self._settle(message)
+        return [*self.refusals(), *([answer] if answer else [])]
+
+    def _settle(self, message: embedder_pb2.EmbedStreamResponse) -> tuple[str, Outcome] | None:
         item = self._open.get(message.id)
         if item is None:
             return None

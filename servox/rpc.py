@@ -21,7 +21,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from servox.errors import BadSetting, Overloaded, ServoxError, Unavailable, from_grpc
+from servox.errors import BadSetting, Overloaded, ServoxError, TooLarge, Unavailable, from_grpc
 
 log = logging.getLogger(__name__)
 
@@ -245,6 +245,8 @@ def translated(peer: str) -> Iterator[None]:
         trailing = {key: str(value) for key, value in error.trailing_metadata() or ()}
         kind = trailing.get(ERROR_KEY)
         message = error.details() or error.code().name
+        if kind is None and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+            kind = TooLarge.__name__  # gRPC's own refusal, which no retry will help
         raised = from_grpc(error.code(), message if kind else f"{peer}: {message}", kind)
         if isinstance(raised, Overloaded) and PUSHBACK_KEY in trailing:
             raised.retry_after_s = int(trailing[PUSHBACK_KEY]) / 1000

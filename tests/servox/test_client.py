@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from servox.client import Client, Clip, Embedding, Failed, SyncClient, files, pcm
-from servox.errors import BadAudio, BadInput, BadSetting, NotFound, Overloaded, Unavailable
+from servox.errors import BadAudio, BadInput, BadSetting, NotFound, Overloaded, TooLarge, Unavailable
 from servox.resending import embed_all, pause_s
 from servox.rpc import Server, channel
 from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
@@ -255,6 +255,28 @@ async def test_unreadable_files_fail_alone(tmp_path: Path) -> None:
     assert isinstance(folder, Failed)
     assert isinstance(kept, Embedding)
     assert kept.array[0, 0] == 5
+
+
+async def test_a_clip_over_the_message_limit_fails_alone(tmp_path: Path) -> None:
+    large = Clip(id="large", audio=b"x" * (1 << 20))
+    embedder = Embedder(lambda _, request: _good(request))
+    async with serving(tmp_path, embedder) as address, Client(embedder=address, max_message_bytes=1 << 20) as client:
+        found = await _collect(client.embed([*_clips(3), large, *[Clip(id="last", audio=b"x")]]))
+        alone = await _collect(client.embed([large]))
+    for answers in (found, alone):
+        failed = answers.pop("large")
+        assert isinstance(failed, Failed)
+        assert isinstance(failed.error, TooLarge)
+    assert all(isinstance(answer, Embedding) for answer in found.values())
+    assert len(found) == 4
+
+
+async def test_grpcs_own_refusal_of_a_large_message_is_not_retried(tmp_path: Path) -> None:
+    prober = Prober()
+    prober.calls = 1
+    async with serving(tmp_path, Embedder(lambda _, r: _good(r)), prober) as address, Client(prober=address) as client:
+        with pytest.raises(TooLarge, match="larger than max"):
+            await client.recognize(b"x" * (2 << 20), head="mine")
 
 
 async def test_leaving_early_leaves_nothing_behind(tmp_path: Path) -> None:
