@@ -5,7 +5,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 STAMP := .venv/.installed
 
-.PHONY: setup demo paper test lint type proto contracts manifests tools
+.PHONY: setup demo paper test lint type proto contracts manifests images tools
 
 setup: $(STAMP)
 
@@ -29,6 +29,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python docs/tables.py --check
 
 type: setup
 	$(BIN)/mypy
@@ -41,6 +42,9 @@ contracts: setup tools  ## protos: style, breaking changes, stubs in step
 
 manifests: setup tools  ## Kubernetes and Dockerfiles, offline and strict
 	scripts/manifests.sh
+
+images: setup  ## what each image installs, in environments of their own: the server imports, torch does not
+	$(BIN)/python scripts/images_dry_run.py
 
 tools:  ## what only the checks need: Debian's chromium and kubectl, buf and playwright-core from npm
 	command -v chromium >/dev/null && command -v kubectl >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium kubernetes-client; }

@@ -208,7 +208,7 @@ class Scorer:
             )
             said = said or about
         counts = [labels.count(label) for label in classes]
-        floor = floors.floors(counts)
+        floor = floors.floors(counts, answerable=np.ones(len(classes), dtype=bool))
         return {
             "classes": list(classes),
             "dropped": dict(sorted(dropped.items())),

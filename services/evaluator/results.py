@@ -109,7 +109,7 @@ class Cell(Scored):
     train_facts: CorpusFacts
     test_facts: CorpusFacts
     bundle: BundleFacts
-    heads: list[str]  # digests of the heads that answered
+    heads: list[str]  # name:version of the heads that answered; a version is a digest of what it was trained from
     seeds: list[int]
     versions: dict[str, str]  # servox and what computes
 

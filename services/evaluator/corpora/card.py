@@ -225,7 +225,8 @@ class Card:
 
     __pydantic_config__ = STRICT
     key: str
-    name: str
+    name: str  # short, for tables
+    title: str
     language: str
     year: int
     kind: Literal["acted", "elicited", "spontaneous", "mixed"]

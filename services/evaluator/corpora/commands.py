@@ -93,6 +93,7 @@ def _facts(card: Card, folder: Path | None) -> dict[str, object]:
     return {
         "key": card.key,
         "name": card.name,
+        "title": card.title,
         "language": card.language,
         "year": card.year,
         "classes": classes_of(card),
@@ -159,7 +160,7 @@ def _tracked(card: Card) -> Callable[[Iterable[str], int], Iterable[str]]:
 
 def _show(result: Check, *, clips: bool) -> None:
     card, found = result.scan.card, result.scan
-    _out().print(f"\n[bold]{escape(card.key)}[/]  {escape(card.name)}  {escape(str(found.root))}", soft_wrap=True)
+    _out().print(f"\n[bold]{escape(card.key)}[/]  {escape(card.title)}  {escape(str(found.root))}", soft_wrap=True)
     told = len({clip.speaker for clip in found.clips if clip.speaker is not None})
     known = f" of {card.speakers.count}" if card.speakers.count else ""
     voices = f"{told}{known} speakers" if card.speakers.id else f"no speakers: {card.speakers.reason}"

@@ -71,7 +71,7 @@ def test_matrix_marks_the_diagonal(sample_run: Path) -> None:
     run = load(sample_run)
     table = matrix(run.series[0], "standardise-all")
     scores = figures.matrix(run.series[0], "standardise-all")
-    assert table.columns == ("macro-F1", "EmoDB", "nEMO", "RAVDESS", "TurEV-DB", "URDU")
+    assert table.columns == ("macro-F1", *run.series[0].corpora)
     for i, row in enumerate(table.rows):
         assert row[i + 1].startswith("[")
         assert [value for j, value in enumerate(row[1:]) if j != i] == [
