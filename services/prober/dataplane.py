@@ -152,7 +152,7 @@ class Dataplane:
             return np.stack([head.logits(source, variant) for variant in variants])
         card, keys = head.card, [clip.key for clip in read_clip_set(source.clip_set_url)]
         if card.kind == "frame-mlp":
-            if list(variants) != [TRAINING]:
+            if len(variants) > 1 or variants[0].replaces:
                 raise BadInput(f"head {card.tag} reads frames and standardises nothing; send no variants")
             parts = self._vectors.frames(source.store_url, bundle=card.bundle, keys=keys)
             return np.concatenate([head.logits(frames) for part in parts for frames in part])[None]

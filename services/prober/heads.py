@@ -27,7 +27,7 @@ Weights = Mapping[str, Floats]
 LAYER_NORM_EPSILON = 1e-5  # torch's default
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Standardisation:
     """Statistics in place of the training ones; None keeps the training one.
 
@@ -39,11 +39,16 @@ class Standardisation:
     mean: Floats | None = None
     std: Floats | None = None
 
+    @property
+    def replaces(self) -> bool:
+        """Whether anything is not as it was trained."""
+        return self.mean is not None or self.std is not None
+
 
 TRAINING = Standardisation()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Head:
     """A trained head."""
 
@@ -86,7 +91,7 @@ class Head:
         """
         values = self._checked(x)
         if self.card.kind == "frame-mlp":
-            if statistics != TRAINING:
+            if statistics.replaces:
                 raise BadInput(f"head {self.card.tag} reads frames and standardises nothing; send no variants")
             return np.asarray(_mlp(values, self.weights).mean(axis=0, keepdims=True))
         values = (values - self._statistic("mean", statistics.mean)) / self._statistic("std", statistics.std)

@@ -190,8 +190,9 @@ class Registry:
             model = bentoml.models.get(Tag(name, version), _model_store=self._store)
             head = decode(Path(model.path_of(WEIGHTS)).read_bytes(), Path(model.path_of(CARD)).read_text())
         except _DAMAGE as error:
+            why = " ".join(str(error).split())  # a YAML parser draws its message over several lines
             raise BadInput(
-                f"head {name}:{version}: its entry {self._models / name / version} is damaged ({error}); "
+                f"head {name}:{version}: its entry {self._models / name / version} is damaged ({why}); "
                 "remove the folder and train the head again"
             ) from error
         if head.card.tag != f"{name}:{version}":

@@ -26,6 +26,7 @@ from .specs import Recipe
 Ints = npt.NDArray[np.int64]
 Tick = Callable[[int], None]
 
+SECOND_MOMENT = 0.999  # torch's default
 _NAMES = ("hidden.weight", "hidden.bias", "norm.weight", "norm.bias", "output.weight", "output.bias")
 
 
@@ -128,27 +129,53 @@ def fit_mlp(inputs: Inputs, labels: Ints, *, classes: int, recipe: Recipe, seed:
         tick: called after each epoch with the steps since the last call; may raise to stop.
     """
     generator = torch.Generator().manual_seed(seed)
-    parameters = [p.requires_grad_() for p in first_weights(inputs.dims, recipe.hidden, classes, generator)]
-    # One fused pass over weights and moments; the plain loop costs as much again in memory traffic.
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-    group, truth, step = optimiser.param_groups[0], torch.from_numpy(labels), 0
+    network = _Network(first_weights(inputs.dims, recipe.hidden, classes, generator))
+    truth, step = torch.from_numpy(labels), 0
     total, batches = recipe.steps(len(labels)), _Batches(len(labels), recipe.batch, generator)
     for _ in range(recipe.epochs):
         for clips in batches.epoch():
             rows, owner = inputs.take(clips)
-            logits = forward(parameters, rows, owner, clips=len(clips), dropout=recipe.dropout, generator=generator)
-            loss = functional.cross_entropy(
-                logits, truth[torch.from_numpy(clips)], label_smoothing=recipe.label_smoothing
+            logits = forward(
+                network.parameters, rows, owner, clips=len(clips), dropout=recipe.dropout, generator=generator
             )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-            group["lr"], moment = one_cycle(step, total, recipe.learning_rate)
-            group["betas"] = (moment, 0.999)
-            optimiser.step()
+            wanted = truth[torch.from_numpy(clips)]
+            functional.cross_entropy(logits, wanted, label_smoothing=recipe.label_smoothing).backward()  # type: ignore[no-untyped-call]
+            rate, moment = one_cycle(step, total, recipe.learning_rate)
+            network.step(rate=rate, moment=moment, decay=recipe.weight_decay, clip_norm=recipe.clip_norm)
             step += 1
         tick(batches.count)
-    return {name: parameter.detach().numpy().copy() for name, parameter in zip(_NAMES, parameters, strict=True)}
+    return {name: p.detach().numpy().copy() for name, p in zip(_NAMES, network.parameters, strict=True)}
+
+
+class _Network:
+    """Weights and their gradients as views of one vector each, and AdamW on the vectors.
+
+    torch.optim walks tensor by tensor, and its first step imports torch's compiler: seconds that nothing here needs.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._flat = torch.cat([weight.reshape(-1) for weight in weights])
+        self._gradient, self._first, self._second = (torch.zeros_like(self._flat) for _ in range(3))
+        self._steps = 0
+        self.parameters, start = list[Tensor](), 0
+        for weight in weights:
+            span = slice(start, start + weight.numel())
+            parameter = self._flat[span].view(weight.shape).requires_grad_()
+            parameter.grad = self._gradient[span].view(weight.shape)  # backward adds to it in place
+            self.parameters.append(parameter)
+            start = span.stop
+
+    @torch.no_grad()
+    def step(self, *, rate: float, moment: float, decay: float, clip_norm: float) -> None:
+        """One step of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2) on the clipped gradient."""
+        self._steps += 1
+        gradient, first, second = self._gradient, self._first, self._second
+        gradient.mul_(torch.clamp(clip_norm / (torch.linalg.vector_norm(gradient) + 1e-6), max=1.0))
+        first.lerp_(gradient, 1 - moment)
+        second.mul_(SECOND_MOMENT).addcmul_(gradient, gradient, value=1 - SECOND_MOMENT)
+        spread = (second / (1 - SECOND_MOMENT**self._steps)).sqrt_().add_(1e-8)
+        self._flat.mul_(1 - rate * decay).addcdiv_(first, spread, value=-rate / (1 - moment**self._steps))
+        gradient.zero_()
 
 
 class _Batches:

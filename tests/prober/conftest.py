@@ -1,7 +1,8 @@
 """A small store of embeddings with emotions in it, and a prober that serves on a Unix socket."""
+# ruff: noqa: ANN401 -- arrays and gRPC stubs have no types worth naming here
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,8 @@ def corpus_at(folder: Path) -> Corpus:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    yield corpus_at(tmp_path_factory.mktemp("corpus"))
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return corpus_at(tmp_path_factory.mktemp("corpus"))
 
 
 @asynccontextmanager

@@ -1,24 +1,21 @@
 """A real prober on a Unix socket."""
+# ruff: noqa: ANN401 -- arrays and gRPC stubs have no types worth naming here
 
 from typing import Any
 
 import numpy as np
-import pytest
 
-from servox.errors import HeadMismatch, NotFound, Refused
 from servox.rpc import translated
 from servox.v1 import prober_pb2
-from servox.wire import array_from_proto, array_to_proto
+from servox.wire import array_from_proto
 
 MLP, LOGISTIC, FRAMES = prober_pb2.HEAD_KIND_MLP, prober_pb2.HEAD_KIND_LOGISTIC, prober_pb2.HEAD_KIND_FRAME_MLP
 
 
 async def trained(prober: Any, corpus: Any, *specs: prober_pb2.HeadSpec) -> list[prober_pb2.TrainResponse]:
-    events = []
+    request = prober_pb2.TrainRequest(store_url=corpus.store, heads=specs)
     with translated("prober"):
-        async for event in prober.Train(prober_pb2.TrainRequest(store_url=corpus.store, heads=specs)):
-            events.append(event)
-    return events
+        return [event async for event in prober.Train(request)]
 
 
 def of_kind(events: list[prober_pb2.TrainResponse], kind: str) -> list[Any]:
