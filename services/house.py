@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from servox.settings import home
 from servox.telemetry import Metrics
@@ -25,8 +25,13 @@ class Service(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class House:
-    """Addresses of the services that run; empty where one was not asked for."""
+    """Addresses of the services that run; empty where one was not asked for.
 
+    Attributes:
+        failed: ends, by raising, when the worker of one of them is dead.
+    """
+
+    failed: asyncio.Future[Any]
     embedder: str = ""
     prober: str = ""
     evaluator: str = ""
@@ -52,6 +57,7 @@ async def running(
     folder.mkdir(parents=True, exist_ok=True)
     services: list[Service] = []
     addresses: dict[str, str] = {}
+    watching: list[asyncio.Future[Any]] = []
     try:
         if bundle is not None:
             await _add("embedder", _embedder(bundle, folder), services, addresses)
@@ -59,8 +65,13 @@ async def running(
             await _add("prober", _prober(folder, addresses.get("embedder")), services, addresses)
         if evaluator:
             await _add("evaluator", _evaluator(folder, addresses), services, addresses)
-        yield House(**addresses)
+        watchers = [watch() for each in services if (watch := getattr(each, "wait_failed", None))]
+        failed: asyncio.Future[Any] = asyncio.gather(*watchers) if watchers else asyncio.Future()
+        watching.append(failed)
+        yield House(failed=failed, **addresses)
     finally:
+        for future in watching:
+            future.cancel()
         for service in reversed(services):
             await service.stop()
         if sockets is None:

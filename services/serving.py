@@ -4,7 +4,6 @@ import asyncio
 import importlib
 import inspect
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,36 +18,44 @@ app = typer.Typer(no_args_is_help=True, help="Run a service until SIGTERM.")
 
 
 async def until_stopped(service: Service) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal is left to kill the process.
+    """Serves until SIGTERM or SIGINT, then drains.
 
     Raises:
         ServoxError: the service could not start, or its worker died.
     """
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        stopped.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    stopped = _on_signal()
     address = await service.start()
     typer.echo(f"serving on {address}", err=True)
+    watch = getattr(service, "wait_failed", None)
     try:
-        await _first(stopped.wait(), getattr(service, "wait_failed", None))
+        await _first(stopped, asyncio.ensure_future(watch()) if watch else asyncio.Future())
     finally:
         await service.stop()
 
 
-async def _first(stopped: Any, failed: Callable[[], Any] | None) -> None:  # noqa: ANN401 -- any awaitable
-    tasks = [asyncio.ensure_future(stopped), *([asyncio.ensure_future(failed())] if failed else [])]
-    done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
-    for task in done:
-        task.result()
+def _on_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one is left to kill the process."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        stopped.set()
+
+    for number in numbers:
+        loop.add_signal_handler(number, stop)
+    return stopped
+
+
+async def _first(stopped: asyncio.Event, failed: asyncio.Future[Any]) -> None:
+    """Returns when told to stop; raises what a dead worker raised."""
+    waiting = asyncio.ensure_future(stopped.wait())
+    done, _ = await asyncio.wait([waiting, failed], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if failed in done:
+        failed.result()
+    failed.cancel()
 
 
 def flags_of(settings: type[ServiceSettings]) -> list[inspect.Parameter]:
@@ -101,10 +108,8 @@ def serve_all(
 
 
 async def _serve_all(bundle: Path, sockets: Path) -> None:
+    stopped = _on_signal()
     async with running(bundle=bundle, evaluator=True, sockets=sockets) as house:
         for name in ("embedder", "prober", "evaluator"):
             typer.echo(f"{name} serves on {getattr(house, name)}", err=True)
-        stopped = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-        await stopped.wait()
+        await _first(stopped, house.failed)
