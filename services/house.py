@@ -72,6 +72,7 @@ async def running(
     finally:
         for future in watching:
             future.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         for service in reversed(services):
             await service.stop()
         if sockets is None:
