@@ -12,7 +12,7 @@ from servox import audio
 
 Samples = audio.Samples
 
-TYPICAL_BYTES_PER_S = 12_000  # of compressed speech, 96 kbit/s
+TYPICAL_BYTES_PER_S = 8_000  # of compressed speech, 64 kbit/s
 MAX_BYTES_PER_S = 6_200_000  # eight channels of float at 192 kHz: no header may claim to hold more in less
 SHORTEST_S = 0.1
 
