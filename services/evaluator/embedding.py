@@ -55,7 +55,9 @@ async def embed_missing(
     events.progress("embed", done, len(samples))
     failed: dict[str, str] = {}
     requests = _requests(missing.values(), bundle, protocol, truncate_ms, failed)
-    async with aclosing(embed_all(peers.embedder, requests, in_flight=in_flight)) as outcomes:
+    async with aclosing(
+        embed_all(peers.embedder, requests, in_flight=in_flight, max_message_bytes=bundle.max_message_bytes)
+    ) as outcomes:
         async for key, outcome in outcomes:
             done += 1
             if isinstance(outcome, BadInput):
