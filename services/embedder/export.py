@@ -89,7 +89,8 @@ def export(
         tell("trace the graph", 0.05)
         trace(recipe, folder / GRAPH)
         tell("gather clips", 0.5)
-        speech = parity.gather(clips, data_root, recipe.backbone.rate_hz)
+        count = parity.CLIPS if _has_context_figure(recipe) else parity.FEW_CLIPS
+        speech = parity.gather(clips, data_root, recipe.backbone.rate_hz, count=count)
         bundle = _measured(recipe, folder, speech, tell)
         bundle.write_manifest()
         tell("done", 1.0)
@@ -187,10 +188,15 @@ def _fp32(bundle: Bundle) -> OnnxRuntime:
 def _context_figures(
     recipe: Recipe, clips: parity.Clips, states: Sequence[NDArray[np.float32]], done: Callable[[float], None]
 ) -> list[Figure]:
-    if recipe.backbone.blocks == 0 or recipe.context.kind == "padded":
+    if not _has_context_figure(recipe):
         return []
     bound = parity.context_bound(recipe.context, blocks=recipe.blocks, all_blocks=recipe.backbone.blocks)
     return [parity.context(states, _states(recipe, Context(kind="padded"), clips, done), bound)]
+
+
+def _has_context_figure(recipe: Recipe) -> bool:
+    """Whether there is a padded encoder to be close to, and this is not it."""
+    return recipe.backbone.blocks > 0 and recipe.context.kind != "padded"
 
 
 def _states(
@@ -235,9 +241,15 @@ def _describe(recipe: Recipe, folder: Path) -> Bundle:
         default_layer=len(names) - 1,
         max_duration_ms=backbone.max_duration_ms,
         files={path.name: file_sha256(path) for path in sorted(folder.glob(f"{GRAPH}*"))},
-        exporter={name: importlib.metadata.version(name) for name in PACKAGES},
+        exporter=_versions(),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what took part; an engine that is not installed took none."""
+    installed = {dist.name for dist in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in PACKAGES if name in installed}
 
 
 def _depth(blocks: int | str | None, backbone: Backbone) -> int:

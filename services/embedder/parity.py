@@ -12,7 +12,9 @@ Three figures:
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,8 @@ from servox.errors import BadAudio, BadSetting, TooLarge
 Samples = NDArray[np.float32]
 Reference = Callable[[Samples], Samples]
 
-CLIPS = 16
+CLIPS = 16  # a standardised cosine needs about this many
+FEW_CLIPS = 8  # enough where no cosine is asked for, and the padded encoder is slow
 BATCH = 4
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
 LIMITS = audio.Limits(min_duration_ms=300, max_duration_ms=10_000)
@@ -58,22 +61,22 @@ class Clips:
             yield slice(start, start + len(part)), pcm, lengths
 
 
-def gather(paths: Sequence[Path], data_root: Path | None, rate_hz: int) -> Clips:
-    """Clips from `paths` (files or folders), else from `data_root`/corpora, else speech-like signals.
+def gather(paths: Sequence[Path], data_root: Path | None, rate_hz: int, *, count: int = CLIPS) -> Clips:
+    """About `count` clips from `paths` (files or folders), else from `data_root`/corpora, else speech-like signals.
 
     Raises:
         BadSetting: when `paths` are given and hold too little audio.
     """
     if paths:
-        samples = _decode_some([_files(path) for path in paths], rate_hz)
+        samples = _decode_some([_files(path) for path in paths], rate_hz, count)
         if len(samples) < 2:
             raise BadSetting(f"--clips gave {len(samples)} readable clips: give at least 2, from 0.3 s to 10 s long")
         return Clips(samples=samples, origin=f"{len(samples)} given clips")
     corpora = sorted((data_root / "corpora").iterdir()) if data_root and (data_root / "corpora").is_dir() else []
-    samples = _decode_some([_files(folder) for folder in corpora], rate_hz)
-    if len(samples) >= CLIPS // 2:
+    samples = _decode_some([_files(folder) for folder in corpora], rate_hz, count)
+    if len(samples) >= count // 2:
         return Clips(samples=samples, origin=f"{len(samples)} clips of {', '.join(c.name for c in corpora)}")
-    made = tuple(speechlike(seed, duration_s=0.8 + 0.4 * seed, rate_hz=rate_hz) for seed in range(CLIPS))
+    made = tuple(speechlike(seed, duration_s=0.8 + 0.4 * seed, rate_hz=rate_hz) for seed in range(count))
     return Clips(samples=made, origin=f"{len(made)} synthesised signals")
 
 
@@ -135,16 +138,14 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
-def _decode_some(groups: Sequence[list[Path]], rate_hz: int) -> tuple[Samples, ...]:
-    """About `CLIPS` clips in all, the same share of every group, spread evenly over each."""
+def _decode_some(groups: Sequence[list[Path]], rate_hz: int, count: int) -> tuple[Samples, ...]:
+    """At most `count` clips, taken from the groups in turn, spread evenly over each."""
     groups = [group for group in groups if group]
-    share = -(-CLIPS // len(groups)) if groups else 0
+    share = -(-count // len(groups)) if groups else 0
+    spread = [group[(step := max(1, len(group) // share)) // 2 :: step][:share] for group in groups]
+    in_turn = [file for files in zip_longest(*spread) for file in files if file is not None]
     found: list[Samples] = []
-    for group in groups:
-        step = max(1, len(group) // share)
-        for file in group[step // 2 :: step][:share]:
-            try:
-                found.append(audio.decode(file.read_bytes(), rate_hz, LIMITS).samples)
-            except (BadAudio, TooLarge):
-                continue
-    return tuple(found[:CLIPS])
+    for file in in_turn[:count]:
+        with suppress(BadAudio, TooLarge):
+            found.append(audio.decode(file.read_bytes(), rate_hz, LIMITS).samples)
+    return tuple(found)

@@ -341,3 +341,19 @@ def test_whisper_base_keeps_its_bounds_on_real_speech(
     lengths = np.array([clip.shape[1]])
     lossy, close = (OpenVinoRuntime(b, threads=1).run(clip, lengths).statistics for b in (bundle, fp32))
     assert np.abs(lossy - close).max() > 0
+
+
+def test_graphs_beyond_one_protobuf_keep_their_weights_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "trace", TRACE)
+    monkeypatch.setattr(exporting, "EXTERNAL_BYTES", 0)
+    bundle = export("logmel", tmp_path / "large")
+    assert set(bundle.files) == {GRAPH, f"{GRAPH}.data"}
+    assert load(bundle.folder) == bundle
+    clip = parity.gather([], None, RATE).samples[2][None]
+    results = [engine(bundle).run(clip, np.array([clip.size])) for engine in (OnnxRuntime, OpenVinoRuntime)]
+    np.testing.assert_allclose(results[0].statistics, results[1].statistics, atol=1e-5)
+    (bundle.folder / f"{GRAPH}.data").write_bytes(b"cut")
+    with pytest.raises(BundleError, match=r"encoder\.onnx\.data .* is damaged"):
+        load(bundle.folder)

@@ -133,14 +133,16 @@ def test_too_few_given_clips_are_refused(tmp_path: Path) -> None:
 
 
 def test_corpora_share_the_clips_evenly(tmp_path: Path) -> None:
-    for corpus in ("a", "b"):
-        for n in range(30):
-            write(tmp_path / "corpora" / corpus / f"{n:02}.wav", n, 0.5)
+    seconds = {"a": 0.5, "b": 0.6, "c": 0.7}
+    for corpus, length in seconds.items():
+        for n in range(20):
+            write(tmp_path / "corpora" / corpus / f"{n:02}.wav", n, length)
     clips = parity.gather([], tmp_path, RATE)
-    assert clips.origin == "16 clips of a, b"
-    starts = {corpus: speechlike(n, duration_s=0.5, rate_hz=RATE)[0] for n, corpus in enumerate("ab")}
-    assert len(starts) == 2
-    assert len(clips.samples) == parity.CLIPS
+    assert clips.origin == "16 clips of a, b, c"
+    lengths = [len(clip) / RATE for clip in clips.samples]
+    assert [lengths.count(length) for length in seconds.values()] == [6, 5, 5]
+    assert len({clip.tobytes() for clip in clips.samples}) == parity.CLIPS
+    assert len(parity.gather([], tmp_path, RATE, count=8).samples) == 8
 
 
 def test_speechlike_signals_are_reproducible_and_differ() -> None:

@@ -9,9 +9,9 @@ from typing import Literal
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
+from services.embedder import cpus
 from services.embedder.bundle import Bundle
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
-from services.embedder.runtimes.cpus import usable_cpus
 from servox.errors import BundleError, Unavailable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -39,7 +39,7 @@ class OnnxRuntime:
         if provider not in onnxruntime.get_available_providers():
             raise Unavailable(f"ONNX Runtime has no {provider} here: install servox[gpu], or use device cpu")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or usable_cpus()
+        options.intra_op_num_threads = threads or cpus.here()
         options.log_severity_level = LOG_FATAL_ONLY
         # Spinning threads would eat the CPU share that decoding needs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

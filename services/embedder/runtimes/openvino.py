@@ -6,14 +6,15 @@
   bits. So the graph is cut where its front end ends, and the front end is compiled for float32.
 """
 
+from typing import Any
+
 import openvino
 from openvino import opset15 as opset
 
+from services.embedder import cpus
 from services.embedder.bundle import FRONT_END, Bundle, Precision
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
-from services.embedder.runtimes.cpus import usable_cpus
 from servox.errors import BundleError, Unavailable
-
 
 GROUP = 128  # activations that share a scale when they meet int8 weights; half the size costs 4 % and gains nothing
 
@@ -33,7 +34,7 @@ class OpenVinoRuntime:
         core = openvino.Core()
         hint = inference_precision(bundle.precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         settings = {
-            "INFERENCE_NUM_THREADS": threads or usable_cpus(),
+            "INFERENCE_NUM_THREADS": threads or cpus.here(),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
             **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP} if bundle.precision == "int8" else {}),
@@ -56,7 +57,7 @@ class OpenVinoRuntime:
         """Embed a batch; only what is asked for is copied out of the engine."""
         if not self._stages:
             raise Unavailable("this runtime is closed: choose a new one")
-        tensors = {"pcm": check_batch(pcm, lengths, self._max_samples), "lengths": lengths}
+        tensors: dict[str, Any] = {"pcm": check_batch(pcm, lengths, self._max_samples), "lengths": lengths}
         for stage in self._stages:
             outputs = stage.infer(tensors, share_inputs=True, share_outputs=True)
             tensors = {**tensors, **{port.get_any_name(): value for port, value in outputs.items()}}
