@@ -1,13 +1,14 @@
 """The prober's side of the embedder: audio out, embeddings in, errors as the embedder meant them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from servox.errors import BundleError
+from servox.errors import BundleError, DeadlineExpired, Unavailable
 from servox.rpc import Tls, channel, translated
 from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc
 from servox.wire import array_from_proto, failure_from_proto
@@ -56,7 +57,7 @@ class Embedder:
         Raises:
             Unavailable: it does not answer.
         """
-        with translated(self._peer):
+        with self._asking():
             answer = await self._stub.Describe(embedder_pb2.DescribeRequest(), timeout=self._timeout_s)
         return int(answer.rate_hz)
 
@@ -66,7 +67,7 @@ class Embedder:
         Raises:
             ServoxError: whatever the embedder says of the audio; HeadMismatch is left to the head.
         """
-        with translated(self._peer):
+        with self._asking():
             reply = await self._stub.Embed(_request(audio, card), timeout=self._timeout_s)
         return _embedded(reply, card)
 
@@ -91,6 +92,17 @@ class Embedder:
                 call.cancel()
         if sending.error is not None:
             raise sending.error
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            with translated(self._peer):
+                yield
+        except DeadlineExpired:
+            # It is our patience that ended, not the caller's.
+            raise Unavailable(
+                f"{self._peer} did not answer within {self._timeout_s:g} s: see that it runs and is ready"
+            ) from None
 
     async def close(self) -> None:
         """Closes the connection."""

@@ -1,5 +1,5 @@
 """A small store of embeddings with emotions in it, and a prober that serves on a Unix socket."""
-# ruff: noqa: ANN401 -- arrays and gRPC stubs have no types worth naming here
+# ruff: noqa: ANN401, ARG002, N802 -- gRPC names methods and arguments, and its stubs have no types
 
 import hashlib
 from collections.abc import AsyncIterator
@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from servox import audio
 from servox.arrays import EmbeddingStore, LabelledClip, write_clip_set
-from servox.rpc import channel
+from servox.errors import BadAudio, ServoxError
+from servox.rpc import Server, channel
 from servox.telemetry import Metrics
-from servox.v1 import prober_pb2, prober_pb2_grpc
+from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
+from servox.wire import array_to_proto, failure_to_proto
 
 BUNDLE = "ab" * 32
 DIMS, LAYERS, LAYER = 24, 3, 2
@@ -63,7 +66,7 @@ def corpus_at(folder: Path) -> Corpus:
     centres = random.normal(size=(len(LABELS), DIMS))
     clips, pooled, frames = [], {}, {}
     for row in range(72):
-        label, speaker = row % len(LABELS), row % 6
+        label, speaker = row % len(LABELS), row // len(LABELS) % 6
         key = hashlib.sha256(f"clip {row}".encode()).hexdigest()
         clips.append(LabelledClip(key=key, label=LABELS[label], speaker=f"s{speaker}"))
         heard = centres[label] + random.normal(size=(int(random.integers(3, 9)), DIMS))
@@ -99,8 +102,80 @@ async def prober_at(folder: Path, **flags: Any) -> AsyncIterator[Any]:
         await server.stop()
 
 
+class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
+    """Embeds PCM into level and spectrum, at the seam where the embedder would be; answers windows out of order."""
+
+    def __init__(self) -> None:
+        self.bundle = BUNDLE
+        self.requests: list[embedder_pb2.EmbedRequest] = []
+
+    async def Describe(self, request: Any, context: Any) -> embedder_pb2.DescribeResponse:
+        return embedder_pb2.DescribeResponse(bundle=common_pb2.Bundle(digest=self.bundle), rate_hz=16_000)
+
+    async def Embed(self, request: embedder_pb2.EmbedRequest, context: Any) -> embedder_pb2.EmbedResponse:
+        return self._embedded(request)
+
+    async def EmbedStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        held = []
+        async for message in request_iterator:
+            held.append(message)
+            if len(held) == 3:
+                while held:
+                    yield self._answer(held.pop())
+        while held:
+            yield self._answer(held.pop())
+
+    def _answer(self, message: embedder_pb2.EmbedStreamRequest) -> embedder_pb2.EmbedStreamResponse:
+        try:
+            return embedder_pb2.EmbedStreamResponse(id=message.id, response=self._embedded(message.request))
+        except ServoxError as error:
+            return embedder_pb2.EmbedStreamResponse(id=message.id, failure=failure_to_proto(error))
+
+    def _embedded(self, request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
+        self.requests.append(request)
+        rate_hz = 16_000
+        if request.audio.WhichOneof("source") == "pcm":
+            samples, rate_hz = np.frombuffer(request.audio.pcm.data, dtype="<f4"), request.audio.pcm.rate_hz
+        else:
+            samples = audio.decode(request.audio.container, rate_hz).samples
+        if samples.max() > 0.99:
+            raise BadAudio("the toy embedder hears clipping")
+        values = np.abs(np.fft.rfft(samples, n=2 * DIMS - 2))[None].astype(np.float32)
+        if request.pooling == embedder_pb2.POOLING_FRAMES:
+            values = np.concatenate([values, values * 2])
+        return embedder_pb2.EmbedResponse(
+            embedding=array_to_proto(values),
+            bundle=common_pb2.Bundle(digest=self.bundle, source="toy"),
+            timings=common_pb2.Timings(inference_us=7),
+            duration_ms=round(len(samples) * 1000 / rate_hz),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A prober and the toy embedder that it asks."""
+
+    prober: Any
+    embedder: ToyEmbedder
+    address: str
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    """A prober with an embedder."""
+    toy = ToyEmbedder()
+    server = Server(address=f"unix:{tmp_path / 'e.sock'}", services=[], max_message_bytes=1 << 26)
+    embedder_pb2_grpc.add_EmbedderServicer_to_server(toy, server.grpc)  # type: ignore[no-untyped-call]
+    address = await server.start()
+    try:
+        async with prober_at(tmp_path, embedder=address, max_windows=50, windows_in_flight=4) as stub:
+            yield Pair(prober=stub, embedder=toy, address=f"unix:{tmp_path / 'p.sock'}")
+    finally:
+        await server.stop()
+
+
 @pytest.fixture
 async def prober(tmp_path: Path) -> AsyncIterator[Any]:
     """A prober without an embedder."""
-    async with prober_at(tmp_path, embedder=f"unix:{tmp_path / 'nobody.sock'}") as stub:
+    async with prober_at(tmp_path, embedder=f"unix:{tmp_path / 'nobody.sock'}", embed_timeout_s=0.5) as stub:
         yield stub

@@ -55,7 +55,7 @@ class Masked(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.share == 0:
             return x
-        return x * torch.empty_like(x).bernoulli_(1 - self.share, generator=self.generator) / (1 - self.share)
+        return x * (torch.rand(x.shape, generator=self.generator) >= self.share) / (1 - self.share)
 
 
 def reference(clips: list[torch.Tensor], labels: Any, how: Recipe, seed: int) -> nn.Sequential:
