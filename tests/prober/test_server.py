@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from servox.errors import BadInput, HeadMismatch, NotFound, Refused, Unavailable
+from services.prober.registry import Registry
+from servox.errors import BadInput, HeadMismatch, NotFound, Refused, StorageFull, Unavailable
 from servox.rpc import translated
 from servox.v1 import common_pb2, prober_pb2
 from servox.wire import array_from_proto, array_to_proto
@@ -183,6 +184,36 @@ async def test_bad_heads_fail_alone(prober: Any, corpus: Any) -> None:
     assert failures[0].kind == "BadSetting"
     assert failures[5].kind == "NotFound"
     assert [answer.head.name for answer in of_kind(events, "trained")] == ["good"]
+
+
+async def test_a_full_disk_ends_the_training(prober: Any, corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Registry, head: Any) -> None:
+        raise StorageFull(f"cannot write head {head.card.tag}: no space left")
+
+    monkeypatch.setattr(Registry, "save", full)
+    with pytest.raises(StorageFull, match="cannot write head toy:"):
+        await trained(prober, corpus, corpus.spec())
+    monkeypatch.undo()
+    assert of_kind(await trained(prober, corpus, corpus.spec()), "trained")
+
+
+def test_calls_are_counted_by_outcome() -> None:
+    from services.prober.metrics import ProberMetrics
+    from servox.telemetry import Metrics
+
+    metrics = Metrics()
+    counters = ProberMetrics(metrics)
+    with pytest.raises(BadInput), counters.call("Predict"):
+        raise BadInput("x")
+    with counters.call("Predict"):
+        pass
+    with pytest.raises(asyncio.CancelledError), counters.call("Train"):
+        raise asyncio.CancelledError
+    with pytest.raises(ZeroDivisionError), counters.call("Train"):
+        raise ZeroDivisionError
+    value = metrics.registry.get_sample_value
+    for method, outcome in (("Predict", "BadInput"), ("Predict", "ok"), ("Train", "cancelled"), ("Train", "crash")):
+        assert value("servox_prober_requests_total", {"method": method, "outcome": outcome}) == 1
 
 
 async def test_an_empty_training_is_refused(prober: Any, corpus: Any) -> None:

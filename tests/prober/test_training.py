@@ -1,6 +1,7 @@
 """The training loop against plain torch, scikit-learn and itself."""
 # ruff: noqa: ANN401 -- arrays and gRPC stubs have no types worth naming here
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,12 @@ from services.prober.heads import Floats, Weights
 from services.prober.specs import Recipe
 
 D, K, N = 20, 4, 50
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with training.one_thread_each():
+        yield
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -195,7 +202,7 @@ def test_logistic_never_answers_a_class_without_clips() -> None:
 
 
 def test_torch_gets_its_threads_back() -> None:
-    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     with training.one_thread_each():
         assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
