@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from servox.errors import BadInput, BadSetting, ServoxError, Unavailable
@@ -134,14 +135,16 @@ def table_of(results: Sequence[Heard]) -> Table:
     """Every window of every file, the most probable emotion first."""
     table = Table("file", "from", "to", "emotion", "probability", "next")
     for heard in results:
+        name = escape(heard.path.name)
         if heard.answer is None:
-            table.add_row(heard.path.name, "", "", f"[red]{type(heard.error).__name__}[/red]", "", str(heard.error))
+            why = f"[red]{type(heard.error).__name__}[/red]"
+            table.add_row(name, "", "", why, "", escape(str(heard.error)))  # "[n, 512]" is no markup
             continue
         for window in heard.answer.windows:
             ranked = sorted(window.probabilities, key=lambda each: -each.probability)
             others = ", ".join(f"{each.label} {each.probability:.2f}" for each in ranked[1:3])
             start, end = f"{window.start_ms / 1000:.2f} s", f"{window.end_ms / 1000:.2f} s"
-            table.add_row(heard.path.name, start, end, window.label, f"{window.confidence:.2f}", others)
+            table.add_row(name, start, end, window.label, f"{window.confidence:.2f}", others)
     return table
 
 

@@ -250,13 +250,14 @@ async def test_the_command_reports_a_bad_file_and_goes_on(ready: Any, tmp_path: 
     good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
     good.write_bytes(wav(noise(1)).container)
     bad.write_bytes(b"no audio at all" * 20)
-    files = [bad, good, tmp_path / "missing.wav"]
+    files = [bad, good, tmp_path / "odd[b].wav"]
     results = [heard async for heard in recognize(files, head="toy", address=ready.address, prior="uniform")]
     assert [heard.path for heard in results] == files
     assert [type(heard.error).__name__ for heard in results] == ["BadAudio", "NoneType", "BadInput"]
     assert show(results, as_json=True) == 1
     printed = capsys.readouterr().out
     assert "BadAudio" in printed
+    assert "odd[b].wav" in printed, "a name is no markup"
     assert printed.strip().splitlines()[-1].startswith('{"files": [')
     document = document_of(results[1])
     assert document["label"] in ("anger", "happiness", "sadness")
