@@ -1,11 +1,11 @@
-"""`servox recognize`: files in, emotions out, through a prober that runs somewhere."""
+"""What `servox recognize` does: files in, emotions out, through a prober that runs somewhere."""
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,7 +17,6 @@ from servox.rpc import channel, translated
 from servox.v1 import common_pb2, prober_pb2, prober_pb2_grpc
 
 IN_FLIGHT = 4
-ADDRESS = "127.0.0.1:50052"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,21 +157,3 @@ def show(results: Sequence[Heard], *, as_json: bool) -> int:
     if as_json:
         typer.echo(json.dumps({"files": [document_of(heard) for heard in results]}, ensure_ascii=False))
     return int(any(heard.error for heard in results))
-
-
-def recognize_command(
-    files: Annotated[list[Path], typer.Argument(help="audio files", show_default=False)],
-    head: Annotated[str, typer.Option(help="head: NAME or NAME:VERSION", show_default=False)],
-    prober: Annotated[str, typer.Option(help="address of a prober")] = ADDRESS,
-    window_ms: Annotated[int, typer.Option(help="length of a window; 0 for the whole file")] = 0,
-    hop_ms: Annotated[int, typer.Option(help="from window to window; 0 for side by side")] = 0,
-    prior: Annotated[str, typer.Option(help="train, uniform, or label=probability,…")] = "train",
-    as_json: Annotated[bool, typer.Option("--json", help="one machine-readable line last")] = False,
-) -> None:
-    """Recognise emotions in audio files."""
-
-    async def collect() -> list[Heard]:
-        options = {"window_ms": window_ms, "hop_ms": hop_ms}
-        return [heard async for heard in recognize(files, head=head, address=prober, prior=prior, **options)]
-
-    raise typer.Exit(show(asyncio.run(collect()), as_json=as_json))
