@@ -1,1 +1,1 @@
-"""The embedder: one process serves one backbone on one device. It knows audio and encoders; it knows nothing of emotions."""
+"""The embedder: one process serves one backbone on one device; it knows audio and encoders, nothing of emotions."""

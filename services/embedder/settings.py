@@ -6,9 +6,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from servox import cpus
 from servox.settings import ServiceSettings
-
-from . import cpus
 
 # Upper bounds of the length buckets in seconds: a clip shares a batch with clips at most a third shorter.
 BUCKETS_S = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 30)

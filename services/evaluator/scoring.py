@@ -17,13 +17,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from servox.calibration import ece
 from servox.errors import BadInput
 from servox.priors import checked_probabilities, softmax
 
 Array = NDArray[np.float64]
 Macro = Literal["truth", "appearing"]
-
-ECE_BINS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,19 +137,6 @@ def macro_scores(counted: ArrayLike, *, macro: Macro = "truth") -> dict[str, Arr
         "uar": _ratio(means["uar"], number),
         "accuracy": _ratio(hits, total),
     }
-
-
-def confidence_bins(posterior: Array, *, bins: int = ECE_BINS) -> NDArray[np.intp]:
-    """Bin `[n]` of each clip's highest probability; bin b holds (b/bins, (b+1)/bins]."""
-    above: NDArray[np.intp] = np.ceil(posterior.max(axis=1) * bins).astype(np.intp)
-    return np.clip(above - 1, 0, bins - 1)
-
-
-def ece(truth: NDArray[np.intp], posterior: Array, *, bins: int = ECE_BINS) -> float:
-    """Expected calibration error: sum over bins of |hits - confidence| / n."""
-    gap = (posterior.argmax(axis=1) == truth) - posterior.max(axis=1)
-    summed = np.bincount(confidence_bins(posterior, bins=bins), weights=gap, minlength=bins)
-    return float(np.abs(summed).sum() / len(gap))
 
 
 def _ratio(above: Array, below: ArrayLike) -> Array:

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from services.evaluator.scoring import ECE_BINS, Macro, checked_labels, confidence_bins, macro_scores
+from services.evaluator.scoring import Macro, checked_labels, macro_scores
+from servox.calibration import ECE_BINS, confidence_bins
 from servox.errors import BadInput
 
 Array = NDArray[np.float64]

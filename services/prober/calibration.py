@@ -1,8 +1,7 @@
 """A head's temperature from speakers that it never heard, and what its probabilities are worth before and after.
 
 - Folds keep speakers apart and classes spread; where the clip set names no speakers, clips take their place.
-- The temperature minimises the out-of-fold NLL (Guo et al. 2017, arXiv 1706.04599). In 1/T the NLL is convex, so its
-  one minimum is found by bisection on its derivative.
+- The temperature minimises the out-of-fold NLL (`servox.calibration.fit_temperature`).
 - Pure numpy: labels are ints [n], logits [n, K].
 """
 
@@ -11,16 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from servox.calibration import ece, fit_temperature, nll
 from servox.errors import BadInput
-from servox.priors import log_softmax, softmax
+from servox.priors import softmax
 
 from .card import OutOfFold
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-ECE_BINS = 15
 
 
 def groups(speakers: Sequence[str]) -> tuple[Ints, str]:
@@ -60,39 +57,6 @@ def fold_of(labels: Ints, group: Ints, *, folds: int, seed: int) -> Ints:
     return chosen[group]
 
 
-def temperature(logits: npt.ArrayLike, labels: Ints) -> float:
-    """The T in [0.05, 20] that minimises the NLL of `labels` under softmax(logits / T)."""
-    z = np.asarray(logits, dtype=np.float64)
-    truth = z[np.arange(len(z)), labels]
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-
-    def slope(inverse: float) -> float:
-        return float(((softmax(z * inverse) * z).sum(axis=1) - truth).mean())
-
-    if slope(low) >= 0:
-        return MAX_TEMPERATURE
-    if slope(high) <= 0:
-        return MIN_TEMPERATURE
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return 2 / (low + high)
-
-
-def nll(logits: npt.ArrayLike, labels: Ints) -> float:
-    """Mean negative log-likelihood of `labels`, nats."""
-    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
-
-
-def ece(logits: npt.ArrayLike, labels: Ints) -> float:
-    """Expected calibration error of the most probable class: 15 equal bins of confidence (Guo et al. 2017)."""
-    probabilities = softmax(logits)
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
-    gap = np.bincount(bins, confidence - right, minlength=ECE_BINS)
-    return float(np.abs(gap).sum() / len(labels))
-
-
 def macro_f1(answers: Ints, labels: Ints) -> float:
     """Mean F1 over the classes that `labels` holds."""
     scores = []
@@ -106,12 +70,12 @@ def judge(
     logits: Array, labels: Ints, *, group: Ints, folds: int, grouped_by: str, left_out: int
 ) -> tuple[float, OutOfFold]:
     """The temperature of out-of-fold `logits` [n, K], and the scores that stand on the card."""
-    best = temperature(logits, labels)
+    best = fit_temperature(logits, labels)
     return best, OutOfFold(
         macro_f1=macro_f1(logits.argmax(axis=1), labels),
         floor=1 / len(np.unique(labels)),
-        ece_before=ece(logits, labels),
-        ece_after=ece(logits / best, labels),
+        ece_before=ece(labels, softmax(logits)),
+        ece_after=ece(labels, softmax(logits / best)),
         nll_before=nll(logits, labels),
         nll_after=nll(logits / best, labels),
         clips=len(labels),

@@ -1,11 +1,11 @@
 """Settings of the prober; see `servox.settings` for where values come from."""
 
-import os
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from servox import cpus
 from servox.settings import ServiceSettings, home
 
 
@@ -21,7 +21,7 @@ class Settings(ServiceSettings):
     embed_timeout_s: float = Field(60.0, gt=0, description="longest wait for the embedder's answer to one call")
     heads: Path = Field(default_factory=lambda: home() / "heads", description="folder of the registry of heads")
     scratch: Path | None = Field(None, description="folder for a training's temporary files; the system's if unset")
-    train_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="fits at a time")
+    train_threads: int = Field(default_factory=cpus.here, ge=1, description="fits at a time")
     cache_bytes: int = Field(256 << 20, ge=0, description="embeddings kept in memory")
     heads_in_memory: int = Field(128, ge=1, description="heads kept in memory")
     max_heads: int = Field(4096, ge=1, description="heads that one Train call may ask for")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def test_killed_at_any_point_it_goes_on_and_ends_with_the_same_results(
     finished: Path, data: Path, bundle: Path, tmp_path: Path
 ) -> None:
     arguments = ["evaluate", "run", "--data", data, "--bundle", bundle, "--seeds", 1, "--out", tmp_path / "out"]
-    signs = [
+    signs: list[Callable[[], bool]] = [
         lambda: len(list((tmp_path / "store").rglob("mean/part-*.parquet"))) >= 2,
         lambda: len(list((tmp_path / "heads").rglob("weights.safetensors"))) >= 3,
         lambda: len(list((tmp_path / "out" / "results").rglob("*.json"))) >= 4,

@@ -46,3 +46,9 @@ def test_a_temperature_mends_the_calibration_error() -> None:
 def test_nll_is_that_of_scipy() -> None:
     logits, labels = _sampled(temperature=1.0, clips=50)
     assert nll(logits, labels) == pytest.approx(-special.log_softmax(logits, axis=1)[np.arange(50), labels].mean())
+
+
+def test_ece_by_hand() -> None:
+    probabilities = np.array([[0.7, 0.3], [0.7, 0.3], [0.05, 0.95], [0.05, 0.95]])
+    # one of two right at confidence .7, both right at .95
+    assert ece([0, 1, 1, 1], probabilities) == pytest.approx((0.2 * 2 + 0.05 * 2) / 4)

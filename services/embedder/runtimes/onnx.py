@@ -9,9 +9,9 @@ from typing import Literal
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from services.embedder import cpus
 from services.embedder.bundle import Bundle
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
+from servox import cpus
 from servox.errors import BundleError, Unavailable
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

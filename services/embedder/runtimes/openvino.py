@@ -11,9 +11,9 @@ from typing import Any
 import openvino
 from openvino import opset15 as opset
 
-from services.embedder import cpus
 from services.embedder.bundle import FRONT_END, Bundle, Precision
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
+from servox import cpus
 from servox.errors import BundleError, Unavailable
 
 GROUP = 128  # activations that share a scale when they meet int8 weights; half the size costs 4 % and gains nothing

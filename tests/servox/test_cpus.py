@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.embedder.cpus import group_folders, here, quota_v1, quota_v2, usable_cpus
+from servox.cpus import group_folders, here, quota_v1, quota_v2, usable_cpus
 
 
 @pytest.mark.parametrize(
