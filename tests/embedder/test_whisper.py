@@ -215,6 +215,7 @@ def test_real_encoders_reach_what_the_silence_tokens_promise(
     silence = backbone.reference(Context.parse("silence:32"), half)
     ours = [silence(clip) for clip in speech.samples]
     assert parity.hidden(TorchRuntime(backbone.graph(Context.parse("silence:32"), half)), speech, ours).passed
-    assert parity.context(ours, expected, parity.HALF_DEPTH_COSINE).passed
+    close = parity.context(ours, expected, parity.HALF_DEPTH_COSINE)
+    assert close.passed, close
     exact = backbone.reference(Context.parse("exact"), half)
-    assert not parity.context([exact(clip) for clip in speech.samples], expected, parity.HALF_DEPTH_COSINE).passed
+    assert parity.context([exact(clip) for clip in speech.samples], expected, None).value < close.value - 0.05
