@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from servox.errors import BadSetting, ServoxError, Unavailable
 from servox.rpc import channel, translated
@@ -22,6 +24,8 @@ from .evaluator.report.command import report_command
 from .house import running
 
 console = Console(stderr=True)
+
+REWATCH_S = (0.5, 1.0, 2.0, 5.0, 10.0)  # pauses before a broken stream is opened again
 
 
 def run(
@@ -78,31 +82,41 @@ async def _evaluator(bundle: Path | None, address: str) -> AsyncIterator[str]:
 
 
 async def _watch(stub: evaluator_pb2_grpc.EvaluatorStub, run_id: str) -> evaluator_pb2.Run:
-    last: evaluator_pb2.Run | None = None
-    bars = Progress(
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[eta]}"),
-        console=console,
+    """The run once it has ended. A stream that breaks is opened again: the run goes on without its watcher."""
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[eta]}"), console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+        for pause_s in REWATCH_S:
+            try:
+                last = await _follow(stub, run_id, bars, tasks)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            else:
+                if last.state != evaluator_pb2.RUN_STATE_RUNNING:
+                    return last
+            await asyncio.sleep(pause_s)
+    raise Unavailable(
+        f"the evaluator stays away; run {run_id} goes on there if it lives: start it again to see its end"
     )
-    with bars:
-        tasks: dict[str, object] = {}
-        async for message in stub.WatchRun(evaluator_pb2.WatchRunRequest(id=run_id)):
-            if message.HasField("run"):
-                last = message.run
-            if message.WhichOneof("event") == "warning":
-                bars.console.print(f"[yellow]warning:[/yellow] {message.warning}", highlight=False)
-            elif message.WhichOneof("event") == "progress":
-                _advance(bars, tasks, message.progress)
-    if last is None:
-        raise Unavailable("the evaluator ended the stream without a word; look at its log")
+
+
+async def _follow(
+    stub: evaluator_pb2_grpc.EvaluatorStub, run_id: str, bars: Progress, tasks: dict[str, TaskID]
+) -> evaluator_pb2.Run:
+    last = evaluator_pb2.Run(state=evaluator_pb2.RUN_STATE_RUNNING)
+    async for message in stub.WatchRun(evaluator_pb2.WatchRunRequest(id=run_id)):
+        if message.HasField("run"):
+            last = message.run
+        if message.WhichOneof("event") == "warning":
+            bars.console.print(f"[yellow]warning:[/yellow] {escape(message.warning)}", highlight=False)
+        elif message.WhichOneof("event") == "progress":
+            _advance(bars, tasks, message.progress)
     return last
 
 
-def _advance(bars: Progress, tasks: dict[str, object], step: evaluator_pb2.Progress) -> None:
+def _advance(bars: Progress, tasks: dict[str, TaskID], step: evaluator_pb2.Progress) -> None:
     if step.phase not in tasks:
         tasks[step.phase] = bars.add_task(step.phase, total=step.total, eta="")
     left = f"about {round(step.eta_ms / 1000)} s left" if step.done < step.total and step.eta_ms else ""
-    bars.update(tasks[step.phase], completed=step.done, total=step.total, eta=left)  # type: ignore[arg-type]  # a TaskID
+    bars.update(tasks[step.phase], completed=step.done, total=step.total, eta=left)

@@ -83,7 +83,7 @@ class Server:
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
-            ("grpc.max_connection_age_grace_ms", 600_000),
+            # No age grace: an old connection takes no new calls, but a stream of hours goes on to its end.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.so_reuseport", 0),
@@ -193,6 +193,8 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServoxError
     if isinstance(error, Overloaded):
         metadata.append(("grpc-status-details-bin", _retry_details(error)))
         metadata.append((PUSHBACK_KEY, str(int(error.retry_after_s * 1000))))
+    elif not error.retryable:
+        metadata.append((PUSHBACK_KEY, "-1"))  # a full disk shares its code with a full queue, and stays full
     await context.abort(error.grpc_code, str(error), tuple(metadata))
 
 

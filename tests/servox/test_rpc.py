@@ -306,3 +306,23 @@ async def test_mutual_tls_asks_callers_for_a_certificate(pki: Path) -> None:
 def test_a_pem_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"none\.pem"):
         Tls(ca=tmp_path / "none.pem").client()
+
+
+async def test_a_stream_outlives_the_age_of_its_connection() -> None:
+    embedder = Embedder(lambda: None)
+    async with serving(embedder, max_connection_age_s=1) as (_, address), _plain(address) as opened:
+        call = _stub(opened).EmbedStream()
+        for number in range(8):
+            await call.write(embedder_pb2.EmbedStreamRequest(id=str(number)))
+            assert (await call.read()).id == str(number)
+            await asyncio.sleep(0.4)
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+
+
+async def test_what_no_retry_can_help_is_not_retried() -> None:
+    embedder = Embedder(_raising(StorageFull("the disk is full")))
+    async with serving(embedder) as (_, address), channel(address) as opened:
+        with pytest.raises(StorageFull), translated("embedder"):
+            await _stub(opened).Describe(embedder_pb2.DescribeRequest())
+    assert embedder.calls == 1
