@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args
 from services.embedder.contexts import Context
 from servox.errors import BadSetting, BundleError
 
-SCHEMA = 1
+SCHEMAS = (1, 2)  # 2 adds window_samples; a bundle is written in the oldest schema that can hold it
 MANIFEST = "bundle.json"
 GRAPH = "encoder.onnx"
 OUTPUTS = ("statistics", "frames")
@@ -59,7 +59,9 @@ class Bundle:
         blocks: depth kept, of `source_blocks`.
         precision: in which the runtime executes: a bf16 bundle holds float32 weights and runs in bf16.
         rate_hz: of the input.
-        frame_samples: samples a frame; a clip has ceil(samples / frame_samples) frames.
+        frame_samples: from the start of one frame to the start of the next.
+        window_samples: that a frame needs: a clip has (samples - window_samples) // frame_samples + 1 frames. 1 where
+            the encoder pads the last frame itself: ceil(samples / frame_samples).
         dims: size of a vector.
         layers: numbers of the exported layers: 0 convolutions and positions, k the output of block k and, when every
             block is kept, blocks + 1 the final LayerNorm.
@@ -89,6 +91,7 @@ class Bundle:
     default_layer: int
     max_duration_ms: int
     files: Mapping[str, str]
+    window_samples: int = 1
     parity: tuple[Figure, ...] = ()
     parity_clips: str = ""
     exporter: Mapping[str, str] = field(default_factory=dict)
@@ -110,14 +113,19 @@ class Bundle:
         return self.rate_hz / self.frame_samples
 
     @property
+    def min_duration_ms(self) -> int:
+        """Shortest clip that fills one frame's window."""
+        return -(-self.window_samples * 1000 // self.rate_hz)
+
+    @property
     def digest(self) -> str:
         """Hash of the identity, 64 hex digits."""
         text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def frames(self, samples: int) -> int:
-        """Frames of a clip of `samples`."""
-        return -(-samples // self.frame_samples)
+        """Frames of a clip of `samples`, at least one: what a clip lacks of its first window counts as silence."""
+        return max(1, (samples - self.window_samples) // self.frame_samples + 1)
 
     def layer_index(self, layer: int) -> int:
         """Place of `layer` in the statistics.
@@ -132,8 +140,9 @@ class Bundle:
 
     def identity(self) -> dict[str, Any]:
         """The fields that the digest covers."""
+        window = {} if self.window_samples == 1 else {"window_samples": self.window_samples}
         return {
-            "schema": SCHEMA,
+            "schema": SCHEMAS[bool(window)],
             "family": self.family,
             "source_sha256": self.source_sha256,
             "context": str(self.context),
@@ -146,6 +155,7 @@ class Bundle:
             "default_layer": self.default_layer,
             "max_duration_ms": self.max_duration_ms,
             "files": dict(self.files),
+            **window,
         }
 
     def manifest(self) -> dict[str, Any]:
@@ -197,6 +207,7 @@ class Bundle:
             layer_names=names,
             default_layer=int(content["default_layer"]),
             max_duration_ms=int(content["max_duration_ms"]),
+            window_samples=int(content.get("window_samples", 1)),
             files={str(name): str(sha256) for name, sha256 in content["files"].items()},
             parity=tuple(Figure(**figure) for figure in content["parity"]),
             parity_clips=str(content["parity_clips"]),
@@ -240,9 +251,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{MANIFEST} of bundle {folder} is not readable JSON: {EXPORT_AGAIN}") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise BundleError(f"{MANIFEST} of bundle {folder} has no schema number: {EXPORT_AGAIN}")
-    if content["schema"] != SCHEMA:
+    if content["schema"] not in SCHEMAS:
         raise BundleError(
-            f"bundle {folder} has schema {content['schema']} and this Servox reads schema {SCHEMA}: "
+            f"bundle {folder} has schema {content['schema']} and this Servox reads schemas up to {SCHEMAS[-1]}: "
             f"use the matching version of Servox, or {EXPORT_AGAIN}"
         )
     return content

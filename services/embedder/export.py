@@ -24,7 +24,7 @@ from torch import nn
 
 from services.embedder import parity, runtimes
 from services.embedder.backbones import Backbone, open_backbone
-from services.embedder.bundle import FRONT_END, GRAPH, OUTPUTS, Bundle, Figure, Precision, file_sha256
+from services.embedder.bundle import GRAPH, OUTPUTS, Bundle, Figure, Precision, file_sha256
 from services.embedder.contexts import Context
 from services.embedder.quantise import quantise_weights
 from services.embedder.runtimes.onnx import OnnxRuntime
@@ -119,24 +119,26 @@ def trace(recipe: Recipe, path: Path) -> None:
     rate_hz = recipe.backbone.rate_hz
     sample = torch.randn(2, 2 * rate_hz + 77, generator=torch.Generator().manual_seed(0)) * 0.1
     lengths = torch.tensor([sample.shape[1], rate_hz])
-    max_samples = recipe.backbone.max_duration_ms * rate_hz // 1000
     with _quiet():
-        program = _program(graph, sample, lengths, max_samples)
+        program = _program(recipe.backbone, graph, sample, lengths)
     del program.model.graph.outputs[len(OUTPUTS) :]  # the front end's tensors keep their names, and leave no copies
     _strip(program.model)
     size = sum(tensor.nbytes for tensor in graph.state_dict().values())
     program.save(path, external_data=size > EXTERNAL_BYTES)
 
 
-def _program(graph: nn.Module, sample: torch.Tensor, lengths: torch.Tensor, max_samples: int) -> torch.onnx.ONNXProgram:
+def _program(
+    backbone: Backbone, graph: nn.Module, sample: torch.Tensor, lengths: torch.Tensor
+) -> torch.onnx.ONNXProgram:
     batch = torch.export.Dim("batch")
-    samples = torch.export.Dim("samples", max=max_samples)
+    widest = backbone.max_duration_ms * backbone.rate_hz // 1000
+    samples = torch.export.Dim("samples", min=backbone.window_samples, max=widest)
     program: torch.onnx.ONNXProgram | None = torch.onnx.export(
         graph.eval(),
         (sample, lengths),
         dynamo=True,
         input_names=["pcm", "lengths"],
-        output_names=[*OUTPUTS, *FRONT_END],
+        output_names=[*OUTPUTS, *backbone.front_end],
         dynamic_shapes={"pcm": {0: batch, 1: samples}, "lengths": {0: batch}},
         opset_version=OPSET,
         verbose=False,
@@ -196,7 +198,7 @@ def _context_figures(
 
 def _has_context_figure(recipe: Recipe) -> bool:
     """Whether there is a padded encoder to be close to, and this is not it."""
-    return recipe.backbone.blocks > 0 and recipe.context.kind != "padded"
+    return recipe.backbone.pads and recipe.context.kind != "padded"
 
 
 def _states(
@@ -235,6 +237,7 @@ def _describe(recipe: Recipe, folder: Path) -> Bundle:
         precision=recipe.precision,
         rate_hz=backbone.rate_hz,
         frame_samples=backbone.frame_samples,
+        window_samples=backbone.window_samples,
         dims=backbone.dims,
         layers=tuple(range(len(names))),
         layer_names=names,

@@ -134,7 +134,7 @@ class EmbedderServer:
                 bundle,
                 runtime=runtimes[0].name,
                 device=runtimes[0].device,
-                min_duration_ms=settings.min_duration_ms,
+                min_duration_ms=self._shortest_ms(bundle),
                 max_duration_ms=self._longest_ms(bundle),
                 max_message_bytes=settings.max_message_bytes,
             ),
@@ -171,18 +171,21 @@ class EmbedderServer:
     def _limits(self, bundle: Bundle) -> Limits:
         return Limits(
             max_bytes=self._settings.max_message_bytes,
-            min_duration_ms=self._settings.min_duration_ms,
+            min_duration_ms=self._shortest_ms(bundle),
             max_duration_ms=self._longest_ms(bundle),
         )
 
     def _longest_ms(self, bundle: Bundle) -> int:
         return min(self._settings.max_duration_ms, bundle.max_duration_ms)
 
+    def _shortest_ms(self, bundle: Bundle) -> int:
+        return max(self._settings.min_duration_ms, bundle.min_duration_ms)
+
     def _check_length(self, bundle: Bundle) -> None:
-        if bundle.rate_hz < 1 or self._longest_ms(bundle) <= self._settings.min_duration_ms:
+        if bundle.rate_hz < 1 or self._longest_ms(bundle) <= self._shortest_ms(bundle):
             raise BundleError(
                 f"bundle {self._settings.bundle} takes at most {bundle.max_duration_ms} ms at {bundle.rate_hz} Hz, "
-                f"under min_duration_ms = {self._settings.min_duration_ms}; export it again"
+                f"under min_duration_ms = {self._shortest_ms(bundle)}; export it again"
             )
 
     def _show_load(self, load: Load) -> None:

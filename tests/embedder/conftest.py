@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from services.embedder.bundle import GRAPH, Bundle
 from services.embedder.contexts import Context
+from services.embedder.speechlike import speechlike
 
 RATE, FRAME, DIMS = 16_000, 160, 4
 WEIGHTS = np.random.default_rng(7).normal(size=(DIMS, 1, FRAME)).astype(np.float32)
@@ -154,3 +156,26 @@ def encoded() -> Callable[..., bytes]:
         return file.getvalue()
 
     return write
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """Speech-like clips of several lengths, and one batch of them: `pcm` [B, samples] with noise after each end."""
+
+    clips: list[np.ndarray]
+    pcm: np.ndarray
+    lengths: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def mixed() -> Callable[..., Mixed]:
+    """Makes clips of the given lengths in samples."""
+
+    def make(*samples: int, rate_hz: int = RATE, noise: float = 0.1) -> Mixed:
+        made = [speechlike(n, duration_s=2.0 + s / rate_hz, rate_hz=rate_hz)[-s:] for n, s in enumerate(samples)]
+        pcm = np.random.default_rng(0).normal(0, noise, (len(made), max(samples) + 123)).astype(np.float32)
+        for row, clip in zip(pcm, made, strict=True):
+            row[: len(clip)] = clip
+        return Mixed(made, pcm, np.array(samples, np.int64))
+
+    return make

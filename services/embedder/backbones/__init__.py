@@ -13,6 +13,8 @@ from torch import nn
 
 from services.embedder.backbones.checkpoint import Checkpoint, open_checkpoint
 from services.embedder.backbones.logmel import LogMelBackbone
+from services.embedder.backbones.mert import MertBackbone
+from services.embedder.backbones.wav2vec2 import Wav2Vec2Backbone
 from services.embedder.backbones.whisper import WhisperBackbone
 from services.embedder.contexts import Context
 from servox.errors import BadInput
@@ -43,7 +45,14 @@ class Backbone(Protocol):
 
     @property
     def frame_samples(self) -> int:
-        """Samples a frame: a clip has ceil(samples / frame_samples) frames."""
+        """From the start of one frame to the start of the next."""
+
+    @property
+    def window_samples(self) -> int:
+        """That a frame needs: a clip has (samples - window_samples) // frame_samples + 1 frames.
+
+        1 where the encoder pads the last frame itself: then a clip has ceil(samples / frame_samples).
+        """
 
     @property
     def dims(self) -> int:
@@ -56,6 +65,14 @@ class Backbone(Protocol):
     @property
     def max_duration_ms(self) -> int:
         """Longest clip that the encoder takes."""
+
+    @property
+    def pads(self) -> bool:
+        """Whether the encoder was trained on padded clips, so that there is a padded encoder to be close to."""
+
+    @property
+    def front_end(self) -> tuple[str, ...]:
+        """Which of `bundle.FRONT_END` the graph returns; none where all of it may run in a lower precision."""
 
     @property
     def default_context(self) -> Context:
@@ -75,7 +92,7 @@ class Backbone(Protocol):
         """The torch module to trace.
 
         From pcm float32 [B, samples] and lengths int64 [B] to statistics [B, layers, 2, d] and frames [B, T, d], then
-        the tensors of `bundle.FRONT_END`: where the front end, which needs float32, ends and the encoder begins.
+        the tensors named by `front_end`: where the front end, which needs float32, ends and the encoder begins.
         """
 
     def reference(self, context: Context, blocks: int) -> Reference:
@@ -99,4 +116,10 @@ def open_backbone(source: str) -> Backbone:
     return FAMILIES[family](checkpoint)
 
 
-FAMILIES: dict[str, Callable[[Checkpoint], Backbone]] = {"whisper": WhisperBackbone}
+FAMILIES: dict[str, Callable[[Checkpoint], Backbone]] = {
+    "whisper": WhisperBackbone,
+    "wav2vec2": Wav2Vec2Backbone,
+    "hubert": Wav2Vec2Backbone,
+    "wavlm": Wav2Vec2Backbone,
+    "mert_model": MertBackbone,
+}

@@ -20,6 +20,11 @@ from servox.errors import BadInput, NotFound
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+CONVERT = (
+    'python -c "import torch; from safetensors.torch import save_file; '
+    f"save_file({{k: v.clone() for k, v in torch.load('{PICKLE}', weights_only=True).items()}}, '{WEIGHTS}')\""
+)
 OPTIONAL = ("preprocessor_config.json",)
 
 
@@ -86,6 +91,11 @@ def _local(folder: Path, *, name: str) -> Checkpoint:
         weights: tuple[Path, ...] = (folder / WEIGHTS,)
     elif (folder / INDEX).is_file():
         weights = tuple(folder / part for part in sorted(set(_json(folder / INDEX)["weight_map"].values())))
+    elif (folder / PICKLE).is_file():
+        raise BadInput(
+            f"checkpoint {name} holds its weights as a pickle, which can run code when it is read: convert it where "
+            f"you trust it, in its folder: {CONVERT}"
+        )
     else:
         raise BadInput(f"checkpoint {name} has no {WEIGHTS}: save it again with transformers' save_pretrained")
     return Checkpoint(name=name, folder=folder, config=config, weights=weights)
@@ -113,8 +123,14 @@ def _download(hub_id: str) -> Path:
         for name in OPTIONAL:
             _optional(fetch, name, EntryNotFoundError)
         if _optional(fetch, WEIGHTS, EntryNotFoundError) is None:
-            for part in sorted(set(_json(fetch(INDEX))["weight_map"].values())):
+            index = _optional(fetch, INDEX, EntryNotFoundError)
+            for part in sorted(set(_json(index)["weight_map"].values())) if index else ():
                 fetch(part)
+            if index is None:
+                raise BadInput(
+                    f"model {hub_id!r} of the hub has no safetensors: download it, convert its {PICKLE} in its folder "
+                    f"({CONVERT}), and give that folder"
+                )
     except (EntryNotFoundError, HFValidationError, OSError) as error:
         raise NotFound(
             f"source {hub_id!r} is neither a folder nor a model that the hub gave ({type(error).__name__}): "

@@ -13,6 +13,7 @@ from transformers import WhisperFeatureExtractor
 
 from services.embedder.backbones.frontend import HOP, RATE_HZ, WINDOW_FRAMES, LogMel
 from services.embedder.backbones.pooling import frame_weights, statistics
+from services.embedder.bundle import FRONT_END
 from services.embedder.contexts import Context
 from servox.errors import BadSetting
 
@@ -42,9 +43,12 @@ class LogMelBackbone:
     sha256 = ""
     rate_hz = RATE_HZ
     frame_samples = HOP
+    window_samples = 1
     dims = MELS
     blocks = 0
     max_duration_ms = WINDOW_FRAMES * 10
+    pads = False
+    front_end = FRONT_END
     default_context = Context(kind="exact")
 
     def check(self, context: Context, blocks: int) -> None:

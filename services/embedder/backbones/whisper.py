@@ -13,6 +13,7 @@ from services.embedder.backbones.checkpoint import Checkpoint
 from services.embedder.backbones.frontend import HOP, RATE_HZ
 from services.embedder.backbones.logmel import LogMelReference
 from services.embedder.backbones.whisper_graph import BORDER, FRAME, GOLDEN, WINDOW, Shape, WhisperGraph
+from services.embedder.bundle import FRONT_END
 from services.embedder.contexts import Context
 from servox.errors import BadInput, BadSetting
 
@@ -30,7 +31,10 @@ class WhisperBackbone:
     family: ClassVar[str] = "whisper"
     rate_hz = RATE_HZ
     frame_samples = FRAME
+    window_samples = 1
     max_duration_ms = WINDOW * 20
+    pads = True
+    front_end = FRONT_END
     default_context = Context(kind="silence", tokens=32)
 
     def __init__(self, checkpoint: Checkpoint) -> None:

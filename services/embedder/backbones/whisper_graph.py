@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, gelu, layer_norm, linear
+from torch.nn.functional import conv1d, gelu, linear
 
 from services.embedder.backbones.frontend import HOP, LogMel
+from services.embedder.backbones.layers import UNSEEN, Norm, linear_layer
 from services.embedder.backbones.pooling import frame_weights, statistics
 from services.embedder.contexts import Context
 
@@ -23,8 +24,6 @@ FRAME = 2 * HOP  # samples a frame: the second convolution halves the mel frames
 WINDOW = 1_500  # frames of the encoder's window, 30 s
 BORDER = 2  # frames after a clip that its last samples still reach through the convolutions
 GOLDEN = 0.618034
-UNSEEN = -1e9
-EPSILON = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,22 +178,6 @@ class Convolution(nn.Module):
         return conv1d(x, self.weight, self.bias, stride=self.stride, padding=1)
 
 
-class Norm(nn.Module):
-    """LayerNorm with a checkpoint's weights."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weights: Mapping[str, Tensor], prefix: str) -> None:
-        super().__init__()
-        self.register_buffer("weight", weights[f"{prefix}weight"])
-        self.register_buffer("bias", weights[f"{prefix}bias"])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise over the last axis."""
-        return layer_norm(x, x.shape[-1:], self.weight, self.bias, EPSILON)
-
-
 class Block(nn.Module):
     """One pre-norm transformer block; `rows` are the tokens whose output is wanted, `x` those that are attended to."""
 
@@ -205,12 +188,12 @@ class Block(nn.Module):
         self.mlp_norm = Norm(weights, f"{prefix}final_layer_norm.")
         attention = f"{prefix}self_attn."
         scale = (weights[f"{attention}q_proj.weight"].shape[0] // heads) ** -0.5
-        self.query = _linear(weights, f"{attention}q_proj.", scale=scale)
-        self.key = _linear(weights, f"{attention}k_proj.")
-        self.value = _linear(weights, f"{attention}v_proj.")
-        self.out = _linear(weights, f"{attention}out_proj.")
-        self.wide = _linear(weights, f"{prefix}fc1.")
-        self.narrow = _linear(weights, f"{prefix}fc2.")
+        self.query = linear_layer(weights, f"{attention}q_proj.", scale=scale)
+        self.key = linear_layer(weights, f"{attention}k_proj.")
+        self.value = linear_layer(weights, f"{attention}v_proj.")
+        self.out = linear_layer(weights, f"{attention}out_proj.")
+        self.wide = linear_layer(weights, f"{prefix}fc1.")
+        self.narrow = linear_layer(weights, f"{prefix}fc2.")
 
     def forward(self, x: Tensor, bias: Tensor, rows: Tensor) -> Tensor:
         """`x` [B, N, d], `rows` [B, M, d] (its first M tokens) to [B, M, d]."""
@@ -230,15 +213,6 @@ class Block(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], self.heads, -1)
-
-
-def _linear(weights: Mapping[str, Tensor], prefix: str, *, scale: float = 1.0) -> nn.Linear:
-    weight, bias = weights[f"{prefix}weight"], weights.get(f"{prefix}bias")
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight * scale, requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias * scale, requires_grad=False)
-    return layer
 
 
 def _longer(a: int, b: int) -> int:
