@@ -105,7 +105,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a cut manifest": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:200]), "not readable JSON"),
     "a binary manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"), "not readable JSON"),
     "a list": (lambda f: (f / MANIFEST).write_text("[]"), "no schema number"),
-    "a newer schema": (lambda f: edit(f, schema=2), "has schema 2 and this Servox reads schema 1"),
+    "a newer schema": (lambda f: edit(f, schema=3), "has schema 3 and this Servox reads schemas up to 2"),
     "no schema": (lambda f: drop(f, "schema"), "no schema number"),
     "a missing field": (lambda f: drop(f, "dims"), "corrupt at 'dims'"),
     "a wrong number": (lambda f: edit(f, rate_hz="fast"), "corrupt"),

@@ -14,6 +14,7 @@ from torch import nn
 from services.embedder.backbones.checkpoint import Checkpoint, open_checkpoint
 from services.embedder.backbones.logmel import LogMelBackbone
 from services.embedder.backbones.mert import MertBackbone
+from services.embedder.backbones.w2v_bert import W2vBertBackbone
 from services.embedder.backbones.wav2vec2 import Wav2Vec2Backbone
 from services.embedder.backbones.whisper import WhisperBackbone
 from services.embedder.contexts import Context
@@ -122,4 +123,5 @@ FAMILIES: dict[str, Callable[[Checkpoint], Backbone]] = {
     "hubert": Wav2Vec2Backbone,
     "wavlm": Wav2Vec2Backbone,
     "mert_model": MertBackbone,
+    "wav2vec2-bert": W2vBertBackbone,
 }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, PretrainedConfig
 
 from services.embedder.backbones.checkpoint import Checkpoint
-from services.embedder.backbones.wav2vec2 import KINDS, Kind, Wav2Vec2Backbone, Wav2Vec2Reference
+from services.embedder.backbones.wav2vec2 import KINDS, Kind, Reference, Wav2Vec2Backbone, Wav2Vec2Reference
 from services.embedder.backbones.wav2vec2_graph import Shape
 from services.embedder.contexts import Context
 from servox.errors import BadInput
@@ -69,7 +69,7 @@ class MertBackbone(Wav2Vec2Backbone):
         """As of HuBERT, and how much residuals are scaled by in the whole model."""
         return replace(super().shape(blocks), residual=self.residual)
 
-    def reference(self, context: Context, blocks: int) -> Wav2Vec2Reference:
+    def reference(self, context: Context, blocks: int) -> Reference:
         """HuBERT of transformers with the same weights; it has no DeepNorm, so that is worked into them."""
         self.check(context, blocks)
         reference = Wav2Vec2Reference(self, _shrunk(self.weights(), self.residual), blocks=blocks)

@@ -25,6 +25,7 @@ from services.embedder.contexts import Context
 from servox.errors import BadInput, BadSetting
 
 WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+Reference = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
 PLAIN: dict[str, object] = {
     "hidden_act": "gelu",
@@ -64,6 +65,7 @@ class Wav2Vec2Backbone:
     front_end: tuple[str, ...] = ()
     default_context = Context(kind="exact")
     own_rate_hz: ClassVar[int] = 16_000
+    plain: ClassVar[dict[str, object]] = PLAIN
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -73,7 +75,7 @@ class Wav2Vec2Backbone:
         self.rate_hz = self.own_rate_hz
         self.dims = int(self.config.hidden_size)
         self.blocks = int(self.config.num_hidden_layers)
-        self.window_samples, self.frame_samples = _receptive_field(self.config.conv_kernel, self.config.conv_stride)
+        self.window_samples, self.frame_samples = self.receptive_field()
         self._refuse_what_differs()
         self._weights: dict[str, Tensor] | None = None
 
@@ -95,6 +97,13 @@ class Wav2Vec2Backbone:
     def configured(self) -> PretrainedConfig:
         """The config in transformers' terms."""
         return self.kind.config(**self.checkpoint.config)
+
+    def receptive_field(self) -> tuple[int, int]:
+        """Samples that one frame reads, and samples from one to the next."""
+        window, step = 1, 1
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            window, step = window + (kernel - 1) * step, step * stride
+        return window, step
 
     def check(self, context: Context, blocks: int) -> None:
         """Only `exact`, and any depth that the encoder has."""
@@ -133,7 +142,7 @@ class Wav2Vec2Backbone:
         self.check(context, blocks)
         return Wav2Vec2Graph(self.weights(), shape=self.shape(blocks)).eval()
 
-    def reference(self, context: Context, blocks: int) -> "Wav2Vec2Reference":
+    def reference(self, context: Context, blocks: int) -> Reference:
         """The model of transformers with the same weights."""
         self.check(context, blocks)
         return Wav2Vec2Reference(self, self.weights(), blocks=blocks)
@@ -158,7 +167,7 @@ class Wav2Vec2Backbone:
         rate_hz = self.checkpoint.preprocessor().get("sampling_rate", self.rate_hz)
         if rate_hz != self.rate_hz:
             raise BadInput(f"{self.name} has sampling_rate {rate_hz}: only {self.family}'s {self.rate_hz} is known")
-        for key, value in PLAIN.items():
+        for key, value in self.plain.items():
             found = getattr(self.config, key, value)
             if found != value:
                 raise BadInput(f"{self.name} has {key} {found!r}, which cannot be exported: only {value!r} can")
@@ -210,14 +219,6 @@ class Wav2Vec2Reference:
 
 def _only(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
-
-
-def _receptive_field(kernels: list[int], strides: list[int]) -> tuple[int, int]:
-    """Samples that one frame of stacked convolutions reads, and samples from one to the next."""
-    window, step = 1, 1
-    for kernel, stride in zip(kernels, strides, strict=True):
-        window, step = window + (kernel - 1) * step, step * stride
-    return window, step
 
 
 def _renamed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -118,10 +118,12 @@ class Wav2Vec2Graph(nn.Module):
 
     def tokens(self, features: Tensor, own: Tensor) -> Tensor:
         """What the first block reads [B, T, d]."""
-        hidden = self.project(features if self.feature_norm is None else self.feature_norm(features))
-        hidden = hidden * own.unsqueeze(2)
+        projected: Tensor = self.project(features if self.feature_norm is None else self.feature_norm(features))
+        hidden = projected * own.unsqueeze(2)
         hidden = hidden + self.positions(hidden)
-        return hidden if self.shape.pre_norm else self.norm(hidden)
+        if not self.shape.pre_norm:
+            hidden = self.norm(hidden)
+        return hidden
 
     def _waveform(self, pcm: Tensor, lengths: Tensor) -> Tensor:
         """The clip's own samples, of zero mean and unit variance where the model wants them so; zeros after them."""
@@ -193,7 +195,7 @@ class Positions(nn.Module):
 
 
 class Distances(nn.Module):
-    """WavLM's bias by how far two frames lie apart: a table of all distances, so that no logarithm runs in the graph."""
+    """WavLM's bias by how far two frames lie apart: a table of all distances, so no logarithm runs in the graph."""
 
     table: Tensor
 
