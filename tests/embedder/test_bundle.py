@@ -56,6 +56,34 @@ def test_a_bundle_is_read_as_it_was_written(folder: Path) -> None:
     assert [bundle.frames(n) for n in (1, 320, 321)] == [1, 1, 2]
 
 
+def test_a_window_is_part_of_a_newer_schema_and_changes_no_older_digest(tmp_path: Path) -> None:
+    """Bundles of encoders that pad their last frame stay what they were, digest and all."""
+    plain, windowed = sample(tmp_path), sample(tmp_path, window_samples=400)
+    assert "window_samples" not in plain.manifest()
+    assert (plain.manifest()["schema"], windowed.manifest()["schema"]) == (1, 2)
+    assert plain.digest != windowed.digest
+    (tmp_path / GRAPH).write_bytes(b"test")
+    windowed.write_manifest()
+    assert load(tmp_path) == windowed
+    assert [windowed.frames(n) for n in (1, 399, 400, 719, 720, 16_000)] == [1, 1, 1, 1, 2, 49]
+    assert (plain.min_duration_ms, windowed.min_duration_ms) == (1, 25)
+
+
+@given(st.integers(1, 480_000), st.sampled_from([(400, 320), (560, 320), (1, 320), (1, 160)]))
+def test_frames_are_what_stacked_convolutions_give(samples: int, sizes: tuple[int, int]) -> None:
+    window, step = sizes
+    bundle = sample(Path("nowhere"), window_samples=window, frame_samples=step)
+    if sizes == (400, 320):
+        count = samples
+        for kernel, stride in ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)):
+            count = (count - kernel) // stride + 1
+    elif sizes == (560, 320):
+        count = ((samples - 400) // 160 + 1) // 2
+    else:
+        count = -(-samples // step)
+    assert bundle.frames(samples) == max(1, count)
+
+
 def test_layers_are_found_or_refused(folder: Path) -> None:
     bundle = load(folder)
     assert [bundle.layer_index(layer) for layer in (0, 3)] == [0, 3]

@@ -3,6 +3,9 @@
 Windows of 400 samples every 160, none beyond the clip; 16-bit scale; each window loses its mean, is pre-emphasised
 (0.97) and weighted by Povey's window; power of a 512-point transform; 80 triangles in Kaldi's mel scale from 20 Hz;
 logarithm floored at float32's epsilon; each band normalised over the clip (zero mean, unit variance with n - 1).
+
+transformers computes in float64. float32 leaves an error of 1e-7 of the loudest band's amplitude in every band, which a
+logarithm shows where a band is 60 dB below: up to 1e-3 there, 1e-5 (RMS) over all.
 """
 
 import math

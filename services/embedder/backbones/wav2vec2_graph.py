@@ -119,7 +119,7 @@ class Wav2Vec2Graph(nn.Module):
     def tokens(self, features: Tensor, own: Tensor) -> Tensor:
         """What the first block reads [B, T, d]."""
         projected: Tensor = self.project(features if self.feature_norm is None else self.feature_norm(features))
-        hidden = projected * own.unsqueeze(2)
+        hidden: Tensor = projected * own.unsqueeze(2)
         hidden = hidden + self.positions(hidden)
         if not self.shape.pre_norm:
             hidden = self.norm(hidden)
