@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -150,6 +151,42 @@ def test_one_seed_gives_one_result_in_any_home(finished: Path, data: Path, bundl
     done = _run(data, bundle, tmp_path)
     assert done.returncode == 0, done.stderr
     assert _cells(tmp_path) == _cells(finished)
+
+
+def test_three_processes_over_tcp_give_what_one_process_gives(
+    finished: Path, data: Path, bundle: Path, tmp_path: Path
+) -> None:
+    ports = dict(zip(("embedder", "prober", "evaluator"), _free_ports(3), strict=True))
+    peers = [f"--{name}=127.0.0.1:{ports[name]}" for name in ("embedder", "prober")]
+    flags = {"embedder": [f"--bundle={bundle}"], "prober": peers[:1], "evaluator": peers}
+    running = [
+        subprocess.Popen(
+            [str(SERVOX), "serve", name, f"--grpc-port={ports[name]}", "--metrics-port=0", *flags[name]],
+            env=_environment(tmp_path),
+            stderr=subprocess.DEVNULL,
+        )
+        for name in ports
+    ]
+    try:
+        address = f"127.0.0.1:{ports['evaluator']}"
+        out = tmp_path / "out"
+        done = _servox(
+            "evaluate", "run", "--data", data, "--evaluator", address, "--seeds", 1, "--out", out, home=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert _cells(tmp_path) == _cells(finished)
+    finally:
+        for process in running:
+            process.terminate()
+        assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
 
 
 def test_the_papers_recipe_runs_on_the_papers_corpora(data: Path, bundle: Path, tmp_path: Path) -> None:
