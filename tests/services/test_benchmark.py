@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -123,7 +124,7 @@ def test_killed_at_any_point_it_goes_on_and_ends_with_the_same_results(
     arguments = ["evaluate", "run", "--data", data, "--bundle", bundle, "--seeds", 1, "--out", tmp_path / "out"]
     signs: list[Callable[[], bool]] = [
         lambda: len(list((tmp_path / "store").rglob("mean/part-*.parquet"))) >= 2,
-        lambda: len(list((tmp_path / "heads").rglob("weights.safetensors"))) >= 3,
+        lambda: len(list((tmp_path / "heads" / "models").glob("*/*/weights.safetensors"))) >= 3,
         lambda: len(list((tmp_path / "out" / "results").rglob("*.json"))) >= 4,
     ]
     for sign in signs:
@@ -215,6 +216,28 @@ def test_a_bad_clip_is_reported_and_left_out(data: Path, bundle: Path, tmp_path:
     assert clips[1].name in said
     assert manifest["corpora"][0]["clips"] == len(clips) - 2
     assert manifest["corpora"][0]["skipped"] == 2
+
+
+@pytest.mark.parametrize(("file_bytes", "what"), [(20_000, "store"), (60_000, "head")])
+def test_a_full_disk_ends_the_run_with_what_could_not_be_written(
+    data: Path, bundle: Path, tmp_path: Path, file_bytes: int, what: str
+) -> None:
+    command = ["evaluate", "run", "--data", data, "--bundle", bundle, "--seeds", 1, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [str(SERVOX), *map(str, command)],
+        env=_environment(tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split("error:")[-1].split())
+    assert said.startswith("cannot write")
+    assert what in said
+    assert "free space or choose another place" in said
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
