@@ -48,4 +48,4 @@ images: setup  ## what each image installs, in environments of their own: the se
 
 tools:  ## what only the checks need: Debian's chromium and kubectl, buf and playwright-core from npm
 	command -v chromium >/dev/null && command -v kubectl >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium kubernetes-client; }
-	test -x node_modules/.bin/buf || npm ci --ignore-scripts --silent
+	test -x node_modules/.bin/buf || npm install --no-save --no-package-lock --ignore-scripts --silent

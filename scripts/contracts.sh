@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 buf=node_modules/.bin/buf
-[ -x "$buf" ] || { echo "contracts: buf is missing; run 'npm ci --ignore-scripts'" >&2; exit 2; }
+[ -x "$buf" ] || { echo "contracts: buf is missing; run 'npm install --no-save --no-package-lock --ignore-scripts'" >&2; exit 2; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 

@@ -1,6 +1,6 @@
 // A picture of a report: node scripts/screenshot.mjs REPORT.html OUT.png [--width 1280] [--selector "#pairs"] [--dark]
 //     [--full] [--scale 1] [--set "#map-correction=standardise-all"]
-// Needs `npm ci` and Debian's chromium (CHROMIUM names another one). --set chooses an option before the picture.
+// Needs `npm install` and Debian's chromium (CHROMIUM names another one). --set chooses an option before the picture.
 import { pathToFileURL } from "node:url";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";

@@ -24,7 +24,7 @@ evaluate_app = typer.Typer(no_args_is_help=True, help="Run cross-corpus benchmar
 
 # name → (where it lies, the extra that brings what it needs, its help while that is missing)
 _COMMANDS = {
-    "export": ("services.embedder.commands:export", "export", "Turn a checkpoint into a bundle."),
+    "export": ("services.embedder.commands:export", "embedder,export", "Turn a checkpoint into a bundle."),
     "embed": ("services.embedder.embedding_command:embed", "embedder", "Embed audio files."),
     "recognize": ("services.recognizing:recognize", "prober", "Recognise emotions in audio files."),
     "demo": ("services.demo:demo", "dev", "The whole benchmark on what speech there is."),

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -77,7 +77,9 @@ async def _evaluator(bundle: Path | None, address: str) -> AsyncIterator[str]:
     if address:
         yield address
         return
-    async with running(bundle=bundle, evaluator=True) as house:
+    async with AsyncExitStack() as stack:
+        with console.status("starting the services"):
+            house = await stack.enter_async_context(running(bundle=bundle, evaluator=True))
         yield house.evaluator
 
 

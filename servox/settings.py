@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from servox.errors import BadSetting
-from servox.rpc import Tls
+from servox.rpc import Server, Tls
 
 
 def home() -> Path:
@@ -60,6 +60,18 @@ class ServiceSettings(BaseSettings):
         if self.tls_certificate is None or self.tls_key is None:
             return None
         return Tls(certificate=self.tls_certificate, key=self.tls_key, ca=self.tls_client_ca)
+
+    def server(self, *services: str) -> Server:
+        """The gRPC server that these settings describe, for services named in full."""
+        return Server(
+            address=self.address,
+            services=services,
+            max_message_bytes=self.max_message_bytes,
+            tls=self.tls,
+            max_connection_age_s=self.max_connection_age_s,
+            drain_wait_s=self.drain_wait_s,
+            drain_grace_s=self.drain_grace_s,
+        )
 
     @classmethod
     def load(cls, flags: dict[str, Any] | None = None, *, file: Path | None = None) -> Self:

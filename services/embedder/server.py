@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from servox.audio import Limits
 from servox.errors import BundleError, ServoxError, Unavailable
-from servox.rpc import Server
 from servox.telemetry import Metrics
 from servox.v1 import embedder_pb2_grpc
 
@@ -49,15 +48,7 @@ class EmbedderServer:
         self._opened = opened
         self._metrics = metrics
         self._counters = EmbedderMetrics(metrics)
-        self._server = Server(
-            address=settings.address,
-            services=["servox.v1.Embedder"],
-            max_message_bytes=settings.max_message_bytes,
-            tls=settings.tls,
-            max_connection_age_s=settings.max_connection_age_s,
-            drain_wait_s=settings.drain_wait_s,
-            drain_grace_s=settings.drain_grace_s,
-        )
+        self._server = settings.server("servox.v1.Embedder")
         self._decoder: Decoder | None = None
         self._engine: Engine | None = None
         self._health: Health | None = None

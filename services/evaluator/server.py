@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from servox.rpc import Server
 from servox.telemetry import Metrics
 from servox.v1 import evaluator_pb2, evaluator_pb2_grpc
 
@@ -30,15 +29,7 @@ class EvaluatorServer:
         self._counters = EvaluatorMetrics(metrics)
         self._database = Database(settings.database)
         self._runs = Runs(self._database, self._execute, self._counters)
-        self._server = Server(
-            address=settings.address,
-            services=["servox.v1.Evaluator"],
-            max_message_bytes=settings.max_message_bytes,
-            tls=settings.tls,
-            max_connection_age_s=settings.max_connection_age_s,
-            drain_wait_s=settings.drain_wait_s,
-            drain_grace_s=settings.drain_grace_s,
-        )
+        self._server = settings.server("servox.v1.Evaluator")
 
     async def start(self) -> str:
         """Listens and serves; runs that a dead evaluator left running are marked failed.

@@ -1,6 +1,5 @@
 """The prober as a process: registry, connection to the embedder, gRPC and /metrics."""
 
-from servox.rpc import Server
 from servox.telemetry import Metrics
 from servox.v1 import prober_pb2_grpc
 
@@ -26,15 +25,7 @@ class ProberServer:
         self._metrics = metrics
         self._counters = ProberMetrics(metrics)
         self._dataplane: Dataplane | None = None
-        self._server = Server(
-            address=settings.address,
-            services=["servox.v1.Prober"],
-            max_message_bytes=settings.max_message_bytes,
-            tls=settings.tls,
-            max_connection_age_s=settings.max_connection_age_s,
-            drain_wait_s=settings.drain_wait_s,
-            drain_grace_s=settings.drain_grace_s,
-        )
+        self._server = settings.server("servox.v1.Prober")
 
     async def start(self) -> str:
         """Listens and serves.

@@ -25,7 +25,7 @@ def browser_command() -> list[str]:
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium, or set CHROMIUM")
     if not (ROOT / "node_modules" / "playwright-core").is_dir():
-        pytest.skip("no playwright-core: run npm ci")
+        pytest.skip("no playwright-core: run npm install")
     return [node, str(ROOT / "tests" / "e2e" / "report.mjs")]
 
 

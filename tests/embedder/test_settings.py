@@ -50,7 +50,7 @@ def test_combinations_that_would_never_serve_are_refused(flags: dict[str, object
 def test_threads_are_those_that_the_machine_grants(
     monkeypatch: pytest.MonkeyPatch, cpus: int, device: str, expected: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr("services.embedder.cpus.here", lambda: cpus)
+    monkeypatch.setattr("servox.cpus.here", lambda: cpus)
     settings = _load(device=device)
     found = (settings.stream_count, settings.threads_per_stream, settings.decoder_count, settings.clips_per_batch)
     assert found == expected

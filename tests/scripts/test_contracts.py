@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = Path("protos/servox/v1/common.proto")
 pytestmark = pytest.mark.skipif(
     not (ROOT / "node_modules/.bin/buf").exists() or shutil.which("git") is None,
-    reason="buf or git is missing: run `npm ci --ignore-scripts`",
+    reason="buf or git is missing: run `npm install --no-save --no-package-lock --ignore-scripts`",
 )
 
 

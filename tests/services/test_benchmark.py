@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,7 +124,7 @@ def test_killed_at_any_point_it_goes_on_and_ends_with_the_same_results(
     arguments = ["evaluate", "run", "--data", data, "--bundle", bundle, "--seeds", 1, "--out", tmp_path / "out"]
     signs: list[Callable[[], bool]] = [
         lambda: len(list((tmp_path / "store").rglob("mean/part-*.parquet"))) >= 2,
-        lambda: len(list((tmp_path / "heads").rglob("weights.safetensors"))) >= 3,
+        lambda: len(list((tmp_path / "heads" / "models").glob("*/*/weights.safetensors"))) >= 3,
         lambda: len(list((tmp_path / "out" / "results").rglob("*.json"))) >= 4,
     ]
     for sign in signs:
@@ -152,6 +154,42 @@ def test_one_seed_gives_one_result_in_any_home(finished: Path, data: Path, bundl
     assert _cells(tmp_path) == _cells(finished)
 
 
+def test_three_processes_over_tcp_give_what_one_process_gives(
+    finished: Path, data: Path, bundle: Path, tmp_path: Path
+) -> None:
+    ports = dict(zip(("embedder", "prober", "evaluator"), _free_ports(3), strict=True))
+    peers = [f"--{name}=127.0.0.1:{ports[name]}" for name in ("embedder", "prober")]
+    flags = {"embedder": [f"--bundle={bundle}"], "prober": peers[:1], "evaluator": peers}
+    running = [
+        subprocess.Popen(
+            [str(SERVOX), "serve", name, f"--grpc-port={ports[name]}", "--metrics-port=0", *flags[name]],
+            env=_environment(tmp_path),
+            stderr=subprocess.DEVNULL,
+        )
+        for name in ports
+    ]
+    try:
+        address = f"127.0.0.1:{ports['evaluator']}"
+        out = tmp_path / "out"
+        done = _servox(
+            "evaluate", "run", "--data", data, "--evaluator", address, "--seeds", 1, "--out", out, home=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        assert _cells(tmp_path) == _cells(finished)
+    finally:
+        for process in running:
+            process.terminate()
+        assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
 def test_the_papers_recipe_runs_on_the_papers_corpora(data: Path, bundle: Path, tmp_path: Path) -> None:
     done = _run(data, bundle, tmp_path, "--protocol", "ser-evals")
     assert done.returncode == 0, done.stderr
@@ -178,6 +216,28 @@ def test_a_bad_clip_is_reported_and_left_out(data: Path, bundle: Path, tmp_path:
     assert clips[1].name in said
     assert manifest["corpora"][0]["clips"] == len(clips) - 2
     assert manifest["corpora"][0]["skipped"] == 2
+
+
+@pytest.mark.parametrize(("file_bytes", "what"), [(20_000, "store"), (60_000, "head")])
+def test_a_full_disk_ends_the_run_with_what_could_not_be_written(
+    data: Path, bundle: Path, tmp_path: Path, file_bytes: int, what: str
+) -> None:
+    command = ["evaluate", "run", "--data", data, "--bundle", bundle, "--seeds", 1, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [str(SERVOX), *map(str, command)],
+        env=_environment(tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split("error:")[-1].split())
+    assert said.startswith("cannot write")
+    assert what in said
+    assert "free space or choose another place" in said
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
