@@ -27,7 +27,7 @@ def export(
     source: Annotated[str, typer.Argument(help="Hub id (openai/whisper-base), checkpoint folder, or logmel.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     context: Annotated[
-        str | None, typer.Option(help=f"What follows a clip: {SYNTAX}. Default: silence:32 for Whisper, exact for the rest.")
+        str | None, typer.Option(help=f"What follows a clip: {SYNTAX}. Default: silence:32 for Whisper, else exact.")
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks to keep, or all. Default: half.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
