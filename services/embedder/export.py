@@ -132,7 +132,8 @@ def _program(
 ) -> torch.onnx.ONNXProgram:
     batch = torch.export.Dim("batch")
     widest = backbone.max_duration_ms * backbone.rate_hz // 1000
-    samples = torch.export.Dim("samples", min=backbone.window_samples, max=widest)
+    narrowest = backbone.window_samples if backbone.window_samples > 1 else None  # a bound of 1 would rename shapes
+    samples = torch.export.Dim("samples", min=narrowest, max=widest)
     program: torch.onnx.ONNXProgram | None = torch.onnx.export(
         graph.eval(),
         (sample, lengths),
