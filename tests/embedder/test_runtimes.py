@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +97,17 @@ def test_batches_that_do_not_fit_are_faults_of_the_caller() -> None:
         check_batch(pcm, np.array([100, 60]), 80)
     assert check_batch(pcm, np.array([80, 60]), 80).shape == (2, 80)
     assert check_batch(np.asfortranarray(pcm.astype(np.float64)), np.array([80, 60]), 100).flags.c_contiguous
+
+
+def test_opening_openvino_forks_nothing_and_reports_to_no_one() -> None:
+    code = (
+        "import sys\n"
+        "def watch(event, arguments):\n"
+        "    if event in ('os.fork', 'os.posix_spawn', 'socket.connect'): print('did', event)\n"
+        "sys.addaudithook(watch)\n"
+        "from services.embedder.runtimes.openvino import openvino\n"
+        "openvino.Core()\n"
+        "print('stub' if 'openvino.tools.ovc.telemetry_stub' in sys.modules else 'telemetry')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["stub"], done.stderr

@@ -6,7 +6,12 @@
   bits. So the graph is cut where its front end ends, and the front end is compiled for float32.
 """
 
+import sys
 from typing import Any
+
+# OpenVINO's telemetry reports to a third party, from a process that it forks while gRPC's threads run: a fork that can
+# hang the server. Where the package cannot be imported, OpenVINO takes its own stub instead.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how an import is barred
 
 import openvino
 from openvino import opset15 as opset
