@@ -20,7 +20,7 @@ class Service(Protocol):
         """Serves; returns the address."""
 
     async def stop(self) -> None:
-        """Drains and closes."""
+        """Drains and closes; also after a start that failed or was cancelled, and more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +80,8 @@ async def running(
 
 
 async def _add(name: str, service: Service, services: list[Service], addresses: dict[str, str]) -> None:
+    services.append(service)  # before its start: one that is cancelled halfway is undone as well
     addresses[name] = await service.start()
-    services.append(service)
 
 
 def _embedder(bundle: Path, folder: Path) -> Service:

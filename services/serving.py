@@ -4,6 +4,8 @@ import asyncio
 import importlib
 import inspect
 import signal
+from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,17 +20,19 @@ app = typer.Typer(no_args_is_help=True, help="Run a service until SIGTERM.")
 
 
 async def until_stopped(service: Service) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
+    """Serves until SIGTERM or SIGINT, then drains; a signal during the start ends that as well.
 
     Raises:
         ServoxError: the service could not start, or its worker died.
     """
-    stopped = _on_signal()
-    address = await service.start()
-    typer.echo(f"serving on {address}", err=True)
-    watch = getattr(service, "wait_failed", None)
+    await _until(_on_signal(), _served(service))
+
+
+async def _served(service: Service) -> None:
     try:
-        await _first(stopped, asyncio.ensure_future(watch()) if watch else asyncio.Future())
+        typer.echo(f"serving on {await service.start()}", err=True)
+        watch = getattr(service, "wait_failed", None)
+        await (watch() if watch else asyncio.Future())
     finally:
         await service.stop()
 
@@ -48,14 +52,14 @@ def _on_signal() -> asyncio.Event:
     return stopped
 
 
-async def _first(stopped: asyncio.Event, failed: asyncio.Future[Any]) -> None:
-    """Returns when told to stop; raises what a dead worker raised."""
-    waiting = asyncio.ensure_future(stopped.wait())
-    done, _ = await asyncio.wait([waiting, failed], return_when=asyncio.FIRST_COMPLETED)
+async def _until(stopped: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Runs `work` to its end, or until told to stop; raises what it raises."""
+    waiting, working = asyncio.ensure_future(stopped.wait()), asyncio.ensure_future(work)
+    await asyncio.wait([waiting, working], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    if failed in done:
-        failed.result()
-    failed.cancel()
+    working.cancel()
+    with suppress(asyncio.CancelledError):
+        await working
 
 
 def flags_of(settings: type[ServiceSettings]) -> list[inspect.Parameter]:
@@ -108,8 +112,11 @@ def serve_all(
 
 
 async def _serve_all(bundle: Path, sockets: Path) -> None:
-    stopped = _on_signal()
+    await _until(_on_signal(), _all_served(bundle, sockets))
+
+
+async def _all_served(bundle: Path, sockets: Path) -> None:
     async with running(bundle=bundle, evaluator=True, sockets=sockets) as house:
         for name in ("embedder", "prober", "evaluator"):
             typer.echo(f"{name} serves on {getattr(house, name)}", err=True)
-        await _first(stopped, house.failed)
+        await house.failed

@@ -1,9 +1,15 @@
-"""Where tests find real speech and real encoders: one setting, `SERVOX_DATA`."""
+"""Where tests find real speech and real encoders: one setting, `SERVOX_DATA`. What hypothesis may complain of."""
 
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is, nothing of the code.
+SLOW = (hypothesis.HealthCheck.too_slow,)
+hypothesis.settings.register_profile("servox", deadline=None, suppress_health_check=SLOW, print_blob=True)
+hypothesis.settings.load_profile("servox")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -111,3 +111,40 @@ def test_opening_openvino_forks_nothing_and_reports_to_no_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split() == ["stub"], done.stderr
+
+
+FIRST_TOGETHER = """
+import sys, threading
+import numpy as np
+import services.embedder.runtimes.openvino
+import openvino
+from openvino import opset15 as opset
+
+def request():
+    given = opset.parameter([-1, -1], np.float32, name="x")
+    model = openvino.Model([opset.result(opset.relu(given))], [given], "m")
+    return openvino.Core().compile_model(model, "CPU").create_infer_request()
+
+def infer(request, barrier):
+    barrier.wait()
+    request.infer({0: np.zeros((1, 4), np.float32)}, share_inputs=True, share_outputs=True)
+
+requests, barrier = [request() for _ in range(8)], threading.Barrier(8)
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=infer, args=(each, barrier), daemon=True) for each in requests]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(30)
+sys.exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+def test_threads_that_infer_first_together_do_not_wait_for_each_other_for_ever() -> None:
+    # Without the tables filled at import, every second process hangs: several make a miss unlikely.
+    processes = [subprocess.Popen([sys.executable, "-c", FIRST_TOGETHER]) for _ in range(4)]
+    try:
+        assert [process.wait(120) for process in processes] == [0] * 4
+    finally:
+        for process in processes:
+            process.kill()

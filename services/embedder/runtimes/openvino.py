@@ -13,6 +13,7 @@ from typing import Any
 # hang the server. Where the package cannot be imported, OpenVINO takes its own stub instead.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how an import is barred
 
+import numpy as np
 import openvino
 from openvino import opset15 as opset
 
@@ -20,6 +21,11 @@ from services.embedder.bundle import FRONT_END, Bundle, Precision
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
 from servox import cpus
 from servox.errors import BundleError, Unavailable
+
+# The binding fills its tables of types at their first use and lets go of Python's lock halfway: two threads that come
+# first together, as two streams warming up do, wait for each other for ever. So they are filled while this is imported.
+openvino.Type.f32.to_dtype()
+openvino.Type(np.float32)
 
 GROUP = 128  # activations that share a scale when they meet int8 weights; half the size costs 4 % and gains nothing
 
