@@ -4,6 +4,8 @@
 - Channels are averaged (not picked, not summed), then the mono signal is resampled with soxr's HQ recipe.
 - The same samples give the same numbers whether they come in a file or as raw PCM.
 - Length is checked in the header before anything is decoded, and again while decoding where the header does not tell.
+- FFmpeg also reads lists of other files (concat), playlists and session descriptions, which open files and sockets of
+  this machine: only containers that hold their own samples are let through, and no protocol.
 - Audio is personal data: an error names sizes, rates and durations, never samples or metadata.
 """
 
@@ -32,6 +34,11 @@ SHORTFALL_MS = 250  # a container's own duration is rounded, and encoders pad: l
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 MAX_CHANNELS = 64
 READ_FRAMES = 1 << 18
+SELF_CONTAINED = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,nut,ogg,rm,tta,"
+    "voc,w64,wav,wv"
+)
+OPTIONS = {"format_whitelist": SELF_CONTAINED, "protocol_whitelist": "none"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +171,7 @@ def _read_blocks(file: soundfile.SoundFile, wanted: int) -> Samples:
 
 def _from_container(data: bytes, limits: Limits) -> _Raw:
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
+        with av.open(io.BytesIO(data), mode="r", options=OPTIONS) as container:
             if not container.streams.audio:
                 raise BadAudio(f"the file holds no audio stream: {REMEDY}")
             return _read_stream(container, container.streams.audio[0], limits)

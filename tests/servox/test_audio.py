@@ -1,4 +1,5 @@
 import io
+import socket
 import struct
 import warnings
 from collections.abc import Callable
@@ -241,6 +242,28 @@ def test_a_video_without_sound_says_so() -> None:
         container.mux(stream.encode(None))
     with pytest.raises(BadAudio, match="no audio stream"):
         decode(buffer.getvalue(), RATE)
+
+
+def test_a_list_of_other_files_reads_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "secret.wav", tone(RATE), RATE)
+    monkeypatch.chdir(tmp_path)
+    for text in (
+        "ffconcat version 1.0\nfile secret.wav\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:9.0,\nsecret.wav\n#EXT-X-ENDLIST\n",
+    ):
+        with pytest.raises(BadAudio, match="not audio that can be decoded"):
+            decode(text.encode(), RATE)
+
+
+def test_a_session_description_opens_no_socket() -> None:
+    """It once listened for ten seconds on a port that the sender chose."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1] & ~1
+    text = f"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio {port} RTP/AVP 0\r\n"
+    with pytest.raises(BadAudio, match="not audio that can be decoded") as caught:
+        decode(text.encode(), RATE)
+    assert not isinstance(caught.value.__cause__, TimeoutError)
 
 
 def test_errors_never_hold_audio_or_tags() -> None:
