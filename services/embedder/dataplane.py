@@ -1,6 +1,6 @@
 """From audio to embedding: what every transport calls, and the only place that knows the order of the stages.
 
-    check → seat (admission) → decode (threads) → queue → device → choose layers and pooling
+    check → seat (admission) → decode (processes) → queue → device → choose layers and pooling
 
 It knows nothing of gRPC. Times are of the monotonic clock; a deadline is checked before each stage that costs.
 """
@@ -70,7 +70,7 @@ class Dataplane:
         bundle: what the engine runs.
         engine: the device and its queue.
         gate: admission.
-        decoder: threads that decode.
+        decoder: processes that decode.
         longest_s: the longest clip that the decoder lets through.
     """
 
@@ -114,7 +114,7 @@ class Dataplane:
             began_s = time.monotonic()
             rows = self._check(request)
             _in_time(deadline_s, began_s, "admitted")
-            clip = await self._decoder.decode(request.audio, truncate_ms=request.truncate_ms)
+            clip = await self._decoder.decode(request.audio, truncate_ms=request.truncate_ms, deadline_s=deadline_s)
             decoded_s = time.monotonic()
             seat.amend(clip.duration_ms / 1000)
             _in_time(deadline_s, decoded_s, "decoded")

@@ -1,29 +1,42 @@
-"""Bytes to samples beside the event loop: a bounded pool of threads, and a guess of the length before it.
+"""Bytes to samples beside the event loop: a bounded pool of processes, and a guess of the length before it.
 
-libsndfile, soxr and FFmpeg let go of the interpreter while they work, so threads are enough to keep the event loop
-and the device busy. What waits for a thread is bounded by admission, which counts the guess made here.
+- Files go to processes (`decode_worker`), whose memory and time are bounded: a file that crashes its decoder, eats its
+  memory or never ends costs its own clip and a fresh process, never a neighbour and never the server.
+- Raw samples need no parser, so they are converted in threads of this process.
+- What waits for a worker is bounded by admission, which counts the guess made here; first come, first served.
+- Workers are started by exec, never by fork alone: gRPC's and the device's threads run here, and their locks would be
+  held for ever in a copy.
 """
 
 import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from signal import SIGALRM, SIGKILL, Signals
+from typing import Literal, get_args
 
 from servox import audio
+from servox.errors import BadAudio, DeadlineExpired, ServoxError, TooLarge, Unavailable
 
-Samples = audio.Samples
+from .decode_process import Lost, Process, Refusal
+from .decode_worker import Decoded, Order, decode
+
+log = logging.getLogger(__name__)
 
 TYPICAL_BYTES_PER_S = 8_000  # of compressed speech, 64 kbit/s
 MAX_BYTES_PER_S = 6_200_000  # eight channels of float at 192 kHz: no header may claim to hold more in less
 SHORTEST_S = 0.1
+START_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries to start a worker
+TRIES = 2  # of a clip whose worker was killed, which is seldom its own fault
+LEAVE_S = 0.5  # how long a worker may go on with a clip whose caller left
+REMEDY = "convert it to wav or flac, or send it in parts"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decoded:
-    """Mono samples [n] at the encoder's rate, how long they last, and whether more was there."""
-
-    samples: Samples
-    duration_ms: int
-    truncated: bool
+Reason = Literal["crashed", "killed", "memory", "time", "abandoned", "worn"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 def guess_s(data: bytes | audio.Pcm, *, longest_s: float) -> float:
@@ -53,49 +66,246 @@ def _header_s(data: bytes) -> float:
 
 
 class Decoder:
-    """Decodes in threads of its own.
+    """Decodes in processes of its own; belongs to one event loop.
 
     Args:
         workers: how many clips at a time.
         rate_hz: of the samples that come out.
         limits: what a clip may be; `truncate_ms` is set by each request.
+        memory_bytes: most that one clip may take to decode, on top of what a worker needs when idle.
+        timeout_s: most seconds that one clip may take.
+        replaced: told why a worker was replaced, for the metrics.
+        lost: told when no worker can be started any more.
     """
 
-    def __init__(self, *, workers: int, rate_hz: int, limits: audio.Limits) -> None:
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    def __init__(
+        self,
+        *,
+        workers: int,
+        rate_hz: int,
+        limits: audio.Limits,
+        memory_bytes: int = 512 << 20,
+        timeout_s: float = 10.0,
+        replaced: Callable[[Reason], object] = lambda _: None,
+        lost: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self._rate_hz = rate_hz
         self._limits = limits
-
-    async def decode(self, data: bytes | audio.Pcm, *, truncate_ms: int) -> Decoded:
-        """Samples of one clip; a caller that leaves before a thread was free costs nothing.
-
-        Raises:
-            BadAudio: it cannot be decoded or holds nothing.
-            TooLarge: over a limit, and no `truncate_ms` was given.
-        """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, truncate_ms)
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
-
-    def _decode(self, data: bytes | audio.Pcm, truncate_ms: int) -> Decoded:
-        limits = self._limits
-        if truncate_ms <= 0:
-            clip = audio.decode(data, self._rate_hz, limits)
-            return Decoded(samples=clip.samples, duration_ms=clip.duration_ms, truncated=False)
-        # One millisecond more than is kept, so that a clip of exactly that length is not called truncated.
-        keep_ms = min(truncate_ms, limits.max_duration_ms)
-        wider = audio.Limits(
+        self._order = Order(
+            socket=-1,
+            memory=-1,
+            shared_bytes=_shared_bytes(limits, rate_hz),
+            rate_hz=rate_hz,
+            memory_bytes=memory_bytes,
+            timeout_s=timeout_s,
             max_bytes=limits.max_bytes,
             min_duration_ms=limits.min_duration_ms,
-            max_duration_ms=limits.max_duration_ms + 1,
-            truncate_ms=keep_ms + 1,
+            max_duration_ms=limits.max_duration_ms,
             silence_dbfs=limits.silence_dbfs,
         )
-        clip = audio.decode(data, self._rate_hz, wider)
-        return Decoded(
-            samples=clip.samples[: keep_ms * self._rate_hz // 1000],
-            duration_ms=min(clip.duration_ms, keep_ms),
-            truncated=clip.duration_ms > keep_ms,
-        )
+        self._count = workers
+        self._replaced = replaced
+        self._lost = lost
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._alive: set[Process] = set()
+        self._idle: deque[Process] = deque()
+        self._waiting: deque[asyncio.Future[Process]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [process.pid for process in self._alive]
+
+    async def start(self) -> None:
+        """Starts the workers.
+
+        Raises:
+            Unavailable: they do not start.
+        """
+        try:
+            for process in await asyncio.gather(*(self._started() for _ in range(self._count))):
+                self._hand_on(process)
+        except Lost as error:
+            raise Unavailable(f"decode workers do not start: {error}; see what they wrote above") from None
+
+    async def decode(self, data: bytes | audio.Pcm, *, truncate_ms: int, deadline_s: float = math.inf) -> Decoded:
+        """Samples of one clip; a caller that leaves before a worker was free costs nothing.
+
+        Raises:
+            BadAudio: it cannot be decoded, holds nothing, crashes its decoder or takes too long.
+            TooLarge: over a limit, and no `truncate_ms` was given; or it takes too much memory.
+            DeadlineExpired: `deadline_s` (of the monotonic clock) passed before a worker was free.
+            Unavailable: its workers were killed, time and again, or the pool is closed.
+        """
+        if isinstance(data, audio.Pcm) or not 0 < len(data) <= self._limits.max_bytes:
+            args = (data, self._rate_hz, self._limits, truncate_ms)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, decode, *args)
+        for _ in range(TRIES - 1):
+            with suppress(Unavailable):
+                return await self._try(data, truncate_ms, deadline_s)
+        return await self._try(data, truncate_ms, deadline_s)
+
+    async def close(self) -> None:
+        """Ends the workers; more than once is fine."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for promise in self._waiting:
+            if not promise.done():
+                promise.set_exception(_closed())
+        self._waiting.clear()
+        self._idle.clear()
+        await asyncio.gather(*(self._end(process) for process in list(self._alive)))
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+
+    async def _try(self, data: bytes, truncate_ms: int, deadline_s: float) -> Decoded:
+        process = await self._free()
+        if deadline_s <= time.monotonic():
+            self._hand_on(process)
+            raise DeadlineExpired("the deadline passed while the clip waited to be decoded; allow more time")
+        return await self._ask(process, data, truncate_ms)
+
+    async def _ask(self, process: Process, data: bytes, truncate_ms: int) -> Decoded:
+        try:
+            async with asyncio.timeout(self._order.timeout_s):
+                await process.send(data, truncate_ms)
+                reply = await process.reply()
+        except TimeoutError:
+            self._replace(process, "time")
+            raise self._too_long() from None
+        except Lost:
+            raise await self._died(process) from None
+        except asyncio.CancelledError:
+            self._spawn(self._let_finish(process))
+            raise
+        self._next(process, reply)
+        if isinstance(reply, Decoded):
+            return reply
+        raise self._refused(reply)
+
+    def _next(self, process: Process, reply: Decoded | Refusal) -> None:
+        """What becomes of a worker that answered."""
+        if isinstance(reply, Refusal) and reply.kind == "memory":
+            self._replace(process, "memory")
+        elif process.worn:
+            self._replace(process, "worn")
+        else:
+            self._hand_on(process)
+
+    def _refused(self, refusal: Refusal) -> Exception:
+        if refusal.kind == "memory":
+            megabytes = self._order.memory_bytes >> 20
+            return TooLarge(f"decoding takes more than {megabytes} MB of memory: send fewer channels or a lower rate")
+        if refusal.kind == "bug":
+            return RuntimeError(f"a decode worker failed: {refusal.message}")
+        return (TooLarge if refusal.kind == "TooLarge" else BadAudio)(refusal.message)
+
+    async def _let_finish(self, process: Process) -> None:
+        """A caller left: the worker is soon done with its clip, or is replaced."""
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                if process.asked:
+                    self._next(process, await process.reply())
+                else:
+                    self._hand_on(process)
+        except TimeoutError:
+            self._replace(process, "abandoned")
+        except Lost:
+            await self._died(process)
+
+    async def _died(self, process: Process) -> ServoxError:
+        """Replaces a worker that ended by itself; what its clip is told."""
+        code = await asyncio.to_thread(process.wait)
+        if self._closed:
+            return _closed()
+        if code == -SIGALRM:
+            self._replace(process, "time")
+            return self._too_long()
+        if code == -SIGKILL or code >= 0:
+            self._replace(process, "killed")
+            return Unavailable("the decode workers of this clip were killed; send it again later")
+        self._replace(process, "crashed")
+        return BadAudio(f"the audio makes its decoder crash ({Signals(-code).name}): {REMEDY}")
+
+    def _too_long(self) -> BadAudio:
+        return BadAudio(f"decoding takes more than {self._order.timeout_s:g} s: {REMEDY}")
+
+    # ---- who has which worker ------------------------------------------------------------------------------------
+
+    async def _free(self) -> Process:
+        if self._closed:
+            raise _closed()
+        if self._idle:
+            return self._idle.popleft()
+        promise: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
+        self._waiting.append(promise)
+        try:
+            return await promise
+        except asyncio.CancelledError:
+            # The worker may have been handed over in the very moment in which the caller left.
+            if promise.done() and not promise.cancelled() and not promise.exception():
+                self._hand_on(promise.result())
+            raise
+
+    def _hand_on(self, process: Process) -> None:
+        if process not in self._alive:
+            return
+        while self._waiting:
+            promise = self._waiting.popleft()
+            if not promise.done():
+                promise.set_result(process)
+                return
+        self._idle.append(process)
+
+    def _replace(self, process: Process, reason: Reason) -> None:
+        if self._closed:
+            return
+        log.warning("a decode worker is replaced", extra={"pid": process.pid, "why": reason})
+        self._replaced(reason)
+        self._spawn(self._succeed(process))
+
+    async def _succeed(self, process: Process) -> None:
+        await self._end(process)
+        for pause_s in START_PAUSES_S:
+            try:
+                self._hand_on(await self._started())
+            except Lost as error:
+                log.error("a decode worker does not start", extra={"why": str(error)})  # noqa: TRY400 -- no trace needed
+                await asyncio.sleep(pause_s)
+            else:
+                return
+        if not self._alive:
+            self._lost("no decode worker can be started")
+
+    async def _started(self) -> Process:
+        process = Process(self._order)  # takes about a millisecond; in a thread it could outlive a cancelled start
+        self._alive.add(process)
+        try:
+            await process.ready()
+        except Lost:
+            await self._end(process)
+            raise
+        return process
+
+    async def _end(self, process: Process) -> None:
+        await asyncio.to_thread(process.kill)
+        if process in self._alive:
+            self._alive.discard(process)
+            process.close()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _shared_bytes(limits: audio.Limits, rate_hz: int) -> int:
+    """Room for the largest file and for the samples of the longest clip, with a second to spare for resampling."""
+    return max(limits.max_bytes, (limits.max_duration_ms // 1000 + 2) * rate_hz * 4)
+
+
+def _closed() -> Unavailable:
+    return Unavailable("this embedder is stopping; ask another replica")

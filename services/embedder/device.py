@@ -1,6 +1,7 @@
 """Threads that own the device: each has one runtime, takes one batch at a time and touches nothing else.
 
-The threads are daemons: one that is stuck inside a driver must not keep the process from ending.
+The threads are daemons: one that is stuck inside a driver must not keep the process from ending, and closing waits for
+it no longer than `CLOSE_S`.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Samples = npt.NDArray[np.float32]
 T = TypeVar("T")
+
+CLOSE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +84,21 @@ class Device:
         Raises:
             Unavailable: a length does not run.
         """
-        barrier = threading.Barrier(self.streams)  # holds each thread until all have their share: one order each
 
         def warm(runtime: Runtime) -> str:
-            problems = [f"{length} samples: {why}" for length in lengths if (why := _canary(runtime, length))]
-            barrier.wait()
-            return "; ".join(problems)
+            return "; ".join(f"{length} samples: {why}" for length in lengths if (why := _canary(runtime, length)))
 
-        for problem in await asyncio.gather(*(asyncio.wrap_future(self._order(warm)) for _ in self._threads)):
-            if problem:
-                raise Unavailable(
-                    f"the device cannot run the bundle ({problem}); export it again or use another device"
-                )
+        if problem := await self._everywhere(warm):
+            raise Unavailable(f"the device cannot run the bundle ({problem}); export it again or use another device")
+
+    async def canaries(self, samples: int) -> str:
+        """Runs faint noise on every thread; what went wrong, or nothing.
+
+        Raises:
+            TimeoutError: one did not come back.
+        """
+        async with asyncio.timeout(self._stuck_after_s):
+            return await self._everywhere(lambda runtime: _canary(runtime, samples))
 
     def close(self, *, wait: bool) -> None:
         """Ends the threads after their present batch; `wait` False leaves stuck ones behind."""
@@ -99,8 +106,27 @@ class Device:
             self._orders.put(None)
         if wait:
             for thread, runtime in zip(self._threads, self._runtimes, strict=True):
-                thread.join()
-                runtime.close()
+                thread.join(CLOSE_S)
+                if thread.is_alive():
+                    log.error("a device thread is stuck and is left behind", extra={"thread": thread.name})
+                else:
+                    runtime.close()
+
+    async def _everywhere(self, work: Callable[[Runtime], str]) -> str:
+        """Runs work once on each thread; the first complaint, or nothing."""
+        barrier = threading.Barrier(self.streams)  # holds each thread until all have their share: one order each
+
+        def share(runtime: Runtime) -> str:
+            complaint = work(runtime)
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait()
+            return complaint
+
+        try:
+            complaints = await asyncio.gather(*(asyncio.wrap_future(self._order(share)) for _ in self._threads))
+        finally:
+            barrier.abort()  # of use only to a caller that leaves early: its threads must not wait for ever
+        return next(filter(None, complaints), "")
 
     async def _ordered(self, work: Callable[[Runtime], T]) -> T:
         answer = asyncio.wrap_future(self._order(work))

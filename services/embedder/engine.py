@@ -4,12 +4,14 @@
   waits for the event loop between two.
 - When a batch fails, its clips are run again alone. One that fails alone while a canary passes is itself at fault and
   fails by itself; if the canary fails too, or a batch does not come back, the device is gone: `failed` says why.
+- An idle device is tried by a canary now and then, so that its death is known before a caller comes.
 """
 
 import asyncio
 import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,13 +77,18 @@ class Engine:
         device: its threads; closed with the engine.
         budget: bounds of a batch.
         rate_hz: of the samples, for metrics in seconds.
+        canary_every_s: how long the device may be idle before it is tried.
     """
 
-    def __init__(self, device: Device, *, budget: Budget, rate_hz: int, metrics: EmbedderMetrics) -> None:
+    def __init__(
+        self, device: Device, *, budget: Budget, rate_hz: int, metrics: EmbedderMetrics, canary_every_s: float = 30.0
+    ) -> None:
         self._device = device
         self._budget = budget
         self._rate_hz = rate_hz
         self._metrics = metrics
+        self._canary_every_s = canary_every_s
+        self._batches = 0
         self._pending: list[Job] = []
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,6 +102,7 @@ class Engine:
         """
         await self._device.warm(self._budget.buckets)
         self._tasks = [asyncio.create_task(self._dispatch()) for _ in range(self._device.streams + 1)]
+        self._tasks.append(asyncio.create_task(self._try_when_idle()))
 
     async def close(self) -> None:
         """Stops; whatever still waits is told so."""
@@ -131,6 +139,13 @@ class Engine:
             self._pending.remove(job)
             self._show_queue()
 
+    async def _try_when_idle(self) -> None:
+        while not self.failed.done():
+            before = self._batches
+            await asyncio.sleep(self._canary_every_s)
+            if self._batches == before and not self._pending and (why := await self._ailment(everywhere=True)):
+                self.fail(f"the device is gone: idle, a canary failed: {why}")
+
     async def _dispatch(self) -> None:
         while not self.failed.done():
             await self._wake.wait()
@@ -147,7 +162,7 @@ class Engine:
                     raise
                 except Exception as error:  # a fault of ours, but callers must not wait for ever
                     log.exception("the dispatcher failed")
-                    self._fail(f"its dispatcher failed: {error!r}", batch)
+                    self.fail(f"the device is gone: its dispatcher failed: {error!r}", batch.clips)
 
     def _take_out(self, batch: Batch[Job]) -> None:
         gone = {id(job) for job in (*batch.clips, *batch.dropped)}
@@ -158,10 +173,11 @@ class Engine:
             job.refuse(DeadlineExpired("the deadline passed while the clip was queued; allow more time or send less"))
 
     async def _serve(self, batch: Batch[Job]) -> None:
+        self._batches += 1
         try:
             run = await self._run(batch)
         except TimeoutError:
-            self._fail(f"a batch of {len(batch.clips)} clips did not come back", batch)
+            self.fail(f"the device is gone: a batch of {len(batch.clips)} clips did not come back", batch.clips)
         except Exception as error:  # noqa: BLE001 -- a runtime may raise anything; whose fault it is comes out below
             log.warning("a batch failed", extra={"clips": len(batch.clips), "why": repr(error)})
             await self._find_fault(batch)
@@ -183,14 +199,15 @@ class Engine:
                 self._scatter(alone, await self._run(alone))
             except Exception as error:  # noqa: BLE001 -- as in _serve
                 if why := await self._ailment():
-                    self._fail(f"it fails with {error!r}, and a canary too: {why}", batch)
+                    self.fail(f"the device is gone: it fails with {error!r}, and a canary too: {why}", batch.clips)
                     return
                 seconds = job.samples / self._rate_hz
                 job.refuse(BadAudio(f"the encoder fails on this clip of {seconds:.2f} s: {error!r}; check its samples"))
 
-    async def _ailment(self) -> str:
+    async def _ailment(self, *, everywhere: bool = False) -> str:
+        canary = self._device.canaries if everywhere else self._device.canary
         try:
-            return await self._device.canary(self._budget.buckets[0])
+            return await canary(self._budget.buckets[0])
         except TimeoutError:
             return "it did not come back"
 
@@ -220,10 +237,11 @@ class Engine:
         cost_s = COST_MEMORY * self._budget.cost_s + (1 - COST_MEMORY) * max(inference_s, 1e-6) / computed
         self._budget = replace(self._budget, cost_s=cost_s)
 
-    def _fail(self, why: str, batch: Batch[Job]) -> None:
-        error = Unavailable(f"the device is gone: {why}; this embedder ends, ask another replica")
-        log.error("the device is gone", extra={"why": why})
-        for job in batch.clips:
+    def fail(self, why: str, jobs: Iterable[Job] = ()) -> None:
+        """Refuses `jobs` and all that waits and is to come: the process has to end."""
+        error = Unavailable(f"{why}; this embedder ends, ask another replica")
+        log.error("the embedder fails", extra={"why": why})
+        for job in jobs:
             job.refuse(error)
         self._give_up(error)
         if not self.failed.done():

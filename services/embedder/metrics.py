@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from servox.errors import ServoxError, leaves
 from servox.telemetry import Metrics
 
+from .decoding import REASONS
+
 METHODS = ("Describe", "Embed", "EmbedStream")
 OUTCOMES = ("ok", "cancelled", "internal", *(cls.__name__ for cls in leaves()))
 
@@ -31,7 +33,15 @@ class EmbedderMetrics:
         for method in METHODS:
             for outcome in OUTCOMES:
                 self.requests.labels(method, outcome)
-        self.decode = _stage("decode", "decoding and resampling a clip, waiting for a thread included", registry)
+        self.decode = _stage("decode", "decoding and resampling a clip, waiting for a worker included", registry)
+        self.decode_restarts = Counter(
+            "servox_embedder_decode_restarts",
+            "Decode workers replaced, by why: crashed, killed, out of memory or time, caller left, worn.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in REASONS:
+            self.decode_restarts.labels(reason)
         self.queue = _stage("queue", "waiting decoded for the device", registry)
         self.inference = _stage("inference", "running the batch that a clip was in", registry)
         self.total = _stage("total", "a clip from admission to answer", registry)

@@ -53,6 +53,7 @@ class EmbedderServer:
         self._engine: Engine | None = None
         self._health: Health | None = None
         self._servicer: EmbedderServicer | None = None
+        self._stopping: asyncio.Future[None] | None = None
 
     async def start(self) -> str:
         """Loads the bundle, listens, warms the device, serves.
@@ -81,7 +82,15 @@ class EmbedderServer:
         return address
 
     async def stop(self) -> None:
-        """Drains and closes; nothing admitted is lost within `drain_grace_s`."""
+        """Drains and closes; nothing admitted is lost within `drain_grace_s`.
+
+        Also after a start that failed or was cancelled, and more than once.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
         if self._servicer:
             asyncio.get_running_loop().call_later(self._settings.drain_wait_s, self._servicer.drain)
         if self._health:
@@ -90,7 +99,7 @@ class EmbedderServer:
         if self._engine:
             await self._engine.close()
         if self._decoder:
-            await asyncio.to_thread(self._decoder.close)
+            await self._decoder.close()
         self._metrics.stop()
 
     async def wait_failed(self) -> None:
@@ -108,8 +117,22 @@ class EmbedderServer:
         runtimes = await asyncio.to_thread(self._runtimes, bundle)
         device = Device(runtimes, stuck_after_s=settings.stuck_after_s)
         longest_s = self._longest_ms(bundle) / 1000
-        self._engine = Engine(device, budget=self._budget(bundle), rate_hz=bundle.rate_hz, metrics=self._counters)
-        self._decoder = Decoder(workers=settings.decoder_count, rate_hz=bundle.rate_hz, limits=self._limits(bundle))
+        self._engine = Engine(
+            device,
+            budget=self._budget(bundle),
+            rate_hz=bundle.rate_hz,
+            metrics=self._counters,
+            canary_every_s=settings.canary_every_s,
+        )
+        self._decoder = Decoder(
+            workers=settings.decoder_count,
+            rate_hz=bundle.rate_hz,
+            limits=self._limits(bundle),
+            memory_bytes=settings.decode_memory_mb << 20,
+            timeout_s=settings.decode_timeout_s,
+            replaced=lambda reason: self._counters.decode_restarts.labels(reason).inc(),
+            lost=self._engine.fail,
+        )
         admission = Admission(budget_s=settings.max_inflight_audio_s, longest_s=longest_s)
         dataplane = Dataplane(
             bundle,
@@ -136,7 +159,7 @@ class EmbedderServer:
         self._health = Health(self._server, self._engine.failed)
         # Listening before warm: probes are answered NOT_SERVING instead of being refused.
         address = await self._server.start()
-        await self._engine.start()
+        await asyncio.gather(self._decoder.start(), self._engine.start())
         await self._health.ready()
         return address
 

@@ -25,7 +25,9 @@ class Settings(ServiceSettings):
     engine: Literal["auto", "openvino", "onnx"] = Field("auto", description="what runs the graph; auto: what fits best")
     streams: int = Field(0, ge=0, le=64, description="batches at a time; 0: two on a CPU with two processors or more")
     threads: int = Field(0, ge=0, le=1024, description="threads of each stream; 0: the processors, shared evenly")
-    decode_workers: int = Field(0, ge=0, le=256, description="threads that decode; 0: one a processor, at most 4")
+    decode_workers: int = Field(0, ge=0, le=256, description="processes that decode; 0: one a processor, at most 4")
+    decode_memory_mb: int = Field(512, ge=32, description="most memory that decoding one clip may take")
+    decode_timeout_s: float = Field(10.0, gt=0, description="most seconds that decoding one clip may take")
     max_inflight_audio_s: float = Field(240.0, gt=0, description="seconds of audio between admission and answer")
     batch_budget_s: float = Field(30.0, gt=0, description="seconds of audio in one batch, padding included")
     batch_clips: int = Field(0, ge=0, le=1024, description="most clips in one batch; 0: 1 on a CPU, 64 on a GPU")
@@ -34,6 +36,7 @@ class Settings(ServiceSettings):
     max_duration_ms: int = Field(30_000, ge=100, le=3_600_000, description="longer clips are refused or cut")
     stream_in_flight: int = Field(64, ge=1, le=4096, description="most unanswered items of one stream")
     stuck_after_s: float = Field(120.0, gt=0, description="a batch that takes longer ends the process")
+    canary_every_s: float = Field(30.0, gt=0, description="how often an idle device is tried, so that its death shows")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -65,5 +68,5 @@ class Settings(ServiceSettings):
 
     @property
     def decoder_count(self) -> int:
-        """Threads that decode."""
+        """Processes that decode."""
         return self.decode_workers or min(4, cpus.here())
