@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the contracts in protos/: style, breaking changes, and that servox/v1 is what they generate.
+# Checks the contracts in protos/: style, breaking changes, and that the stubs under servox are what they generate.
 #
 #   contracts.sh [lint|breaking|stubs]...     all three without an argument
 #

@@ -79,6 +79,7 @@ class Server:
         self._tls = tls
         self._drain = (drain_wait_s, drain_grace_s)
         self._health = health.aio.HealthServicer()
+        self.ready = False  # what health says of the whole server
         self._options = [
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
@@ -125,12 +126,15 @@ class Server:
     async def serving(self, ready: bool, *, service: str | None = None) -> None:
         """Sets the health of one service, or of all."""
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        if service is None:
+            self.ready = ready
         for name in self._services if service is None else [service]:
             await self._health.set(name, status)
 
     async def stop(self) -> None:
         """Drains: NOT_SERVING, wait, finish what was admitted, close."""
         wait_s, grace_s = self._drain
+        self.ready = False
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(wait_s)
         await self.grpc.stop(grace_s)

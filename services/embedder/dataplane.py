@@ -145,6 +145,9 @@ class Dataplane:
         if request.truncate_ms < 0:
             raise BadInput(f"truncate_ms = {request.truncate_ms} is negative: give milliseconds to keep, or 0")
         default = self.bundle.default_layer
+        if len(request.layers) > len(self.bundle.layers):  # a message could name one layer millions of times
+            held = len(self.bundle.layers)
+            raise BadInput(f"{len(request.layers)} layers are asked for and the bundle holds {held}: name each once")
         if request.pooling == "frames" and request.layers not in ((), (default,)):
             raise BadInput(f"frames are of layer {default} only, not of {list(request.layers)}: leave layers empty")
         return [self.bundle.layer_index(layer) for layer in request.layers or (default,)]

@@ -11,7 +11,7 @@ from servox.telemetry import Metrics
 
 from .decoding import REASONS
 
-METHODS = ("Describe", "Embed", "EmbedStream")
+METHODS = ("Describe", "Embed", "EmbedStream", "ModelInfer")
 OUTCOMES = ("ok", "cancelled", "internal", *(cls.__name__ for cls in leaves()))
 
 _STAGE_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 30.0)

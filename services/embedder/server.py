@@ -7,9 +7,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from servox.audio import Limits
 from servox.errors import BundleError, ServoxError, Unavailable
+from servox.inference import open_inference_pb2_grpc
 from servox.telemetry import Metrics
 from servox.v1 import embedder_pb2_grpc
 
@@ -23,8 +25,10 @@ from .device import Device
 from .engine import Engine
 from .gate import Gate
 from .health import Health
+from .inferring import Model
 from .messages import description_to_proto
 from .metrics import EmbedderMetrics
+from .open_inference import OpenInferenceServicer
 from .runtimes import Runtime, choose
 from .servicer import EmbedderServicer
 from .settings import BUCKETS_S, Settings
@@ -48,7 +52,7 @@ class EmbedderServer:
         self._opened = opened
         self._metrics = metrics
         self._counters = EmbedderMetrics(metrics)
-        self._server = settings.server("servox.v1.Embedder")
+        self._server = settings.server("servox.v1.Embedder", "inference.GRPCInferenceService")
         self._decoder: Decoder | None = None
         self._engine: Engine | None = None
         self._health: Health | None = None
@@ -156,12 +160,24 @@ class EmbedderServer:
             metrics=self._counters,
         )
         embedder_pb2_grpc.add_EmbedderServicer_to_server(self._servicer, self._server.grpc)  # type: ignore[no-untyped-call]
+        self._speak_open_inference(bundle, dataplane)
         self._health = Health(self._server, self._engine.failed)
         # Listening before warm: probes are answered NOT_SERVING instead of being refused.
         address = await self._server.start()
         await asyncio.gather(self._decoder.start(), self._engine.start())
         await self._health.ready()
         return address
+
+    def _speak_open_inference(self, bundle: Bundle, dataplane: Dataplane) -> None:
+        servicer = OpenInferenceServicer(
+            dataplane,
+            model=Model(bundle=bundle, name=self._settings.model_name or Path(bundle.source).name),
+            ready=lambda: self._server.ready,
+            in_flight=self._settings.stream_in_flight,
+            most_bytes=self._settings.max_message_bytes,
+            metrics=self._counters,
+        )
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server.grpc)  # type: ignore[no-untyped-call]
 
     def _runtimes(self, bundle: Bundle) -> list[Runtime]:
         settings = self._settings

@@ -21,6 +21,7 @@ class Settings(ServiceSettings):
     grpc_port: int = Field(50051, ge=0, le=65535, description="port of the gRPC server; 0 lets the system choose")
     metrics_port: int = Field(9101, ge=0, le=65535, description="port of /metrics; 0 turns it off")
     bundle: Path = Field(description="folder of the bundle to serve")
+    model_name: str = Field("", description="name of the model for Open Inference clients; empty: that of its source")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the encoder runs on; auto: the CPU")
     engine: Literal["auto", "openvino", "onnx"] = Field("auto", description="what runs the graph; auto: what fits best")
     streams: int = Field(0, ge=0, le=64, description="batches at a time; 0: two on a CPU with two processors or more")

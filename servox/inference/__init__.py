@@ -1,0 +1,1 @@
+"""Generated from protos/inference by scripts/stubs.sh; never edited."""
