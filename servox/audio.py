@@ -171,9 +171,12 @@ def _read_blocks(file: soundfile.SoundFile, wanted: int) -> Samples:
 
 def _from_container(data: bytes, limits: Limits) -> _Raw:
     try:
-        with av.open(io.BytesIO(data), mode="r", options=OPTIONS) as container:
+        # Tags are in whatever encoding their writer liked; they are not read, and must not be in the way.
+        with av.open(io.BytesIO(data), mode="r", options=OPTIONS, metadata_errors="replace") as container:
             if not container.streams.audio:
                 raise BadAudio(f"the file holds no audio stream: {REMEDY}")
+            if not isinstance(container.streams.audio[0].codec_context, av.AudioCodecContext):
+                raise BadAudio(f"the codec of the audio stream is unknown: {REMEDY}")
             return _read_stream(container, container.streams.audio[0], limits)
     except av.error.FFmpegError as error:
         raise BadAudio(f"the {len(data)} bytes are not audio that can be decoded: {REMEDY}") from error
@@ -209,7 +212,11 @@ def _decode_stream(container: InputContainer, stream: AudioStream, ceiling: int)
     parts: list[Samples] = []
     count = 0
     for frame in container.decode(stream):
-        for piece in resampler.resample(frame):
+        try:
+            pieces = resampler.resample(frame)
+        except ValueError as error:
+            raise BadAudio(f"the audio changes its rate or its channels on the way: {REMEDY}") from error
+        for piece in pieces:
             parts.append(piece.to_ndarray().T.astype(np.float32, copy=False))
             count += len(parts[-1])
         if count >= ceiling:

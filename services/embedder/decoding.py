@@ -20,7 +20,7 @@ from signal import SIGALRM, SIGKILL, Signals
 from typing import Literal, get_args
 
 from servox import audio
-from servox.errors import BadAudio, DeadlineExpired, ServoxError, TooLarge, Unavailable
+from servox.errors import BadAudio, BadInput, DeadlineExpired, ServoxError, TooLarge, Unavailable
 
 from .decode_process import Lost, Process, Refusal
 from .decode_worker import Decoded, Order, decode
@@ -195,12 +195,13 @@ class Decoder:
         else:
             self._hand_on(process)
 
-    def _refused(self, refusal: Refusal) -> Exception:
+    def _refused(self, refusal: Refusal) -> BadInput:
         if refusal.kind == "memory":
             megabytes = self._order.memory_bytes >> 20
             return TooLarge(f"decoding takes more than {megabytes} MB of memory: send fewer channels or a lower rate")
         if refusal.kind == "bug":
-            return RuntimeError(f"a decode worker failed: {refusal.message}")
+            log.error("the decoder fails", extra={"why": refusal.message})
+            return BadAudio(f"the decoder fails on this clip ({refusal.message}): {REMEDY}")
         return (TooLarge if refusal.kind == "TooLarge" else BadAudio)(refusal.message)
 
     async def _let_finish(self, process: Process) -> None:

@@ -238,6 +238,16 @@ async def test_a_clip_that_takes_too_much_memory_is_too_large(encoded: Callable[
         assert (await decoder.decode(bomb, truncate_ms=0)).duration_ms == 30_000
 
 
+async def test_a_bug_of_the_decoder_costs_the_clip_and_is_logged(
+    speech: Callable[..., np.ndarray], encoded: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pool(limits=Limits(silence_dbfs="loud")) as (decoder, reasons):  # type: ignore[arg-type]  # the bug
+        with pytest.raises(BadAudio, match=r"decoder fails on this clip \(TypeError at audio\.py:\d+\)"):
+            await decoder.decode(encoded(speech(1.0)), truncate_ms=0)
+        assert reasons == []
+    assert "the decoder fails" in caplog.text
+
+
 async def test_a_caller_that_leaves_frees_its_place_at_once_and_its_worker_soon(
     speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
 ) -> None:

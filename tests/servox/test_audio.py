@@ -255,6 +255,17 @@ def test_a_list_of_other_files_reads_none_of_them(tmp_path: Path, monkeypatch: p
             decode(text.encode(), RATE)
 
 
+def test_tags_in_any_encoding_are_no_obstacle() -> None:
+    tagged = WHOLE["m4a"].replace(b"isom", b"is\xf3m")
+    assert tagged != WHOLE["m4a"]
+    np.testing.assert_array_equal(decode(tagged, RATE).samples, decode(WHOLE["m4a"], RATE).samples)
+
+
+def test_a_codec_that_is_unknown_is_named_as_such() -> None:
+    with pytest.raises(BadAudio, match="codec of the audio stream is unknown"):
+        decode(WHOLE["m4a"].replace(b"mp4a", b"zzzz"), RATE)
+
+
 def test_a_session_description_opens_no_socket() -> None:
     """It once listened for ten seconds on a port that the sender chose."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
