@@ -81,11 +81,11 @@ def export(
         StorageFull: when the disk is full.
     """
     out = Path(out)
-    _check_target(out, replace_existing=replace_existing)
+    check_target(out, replace_existing=replace_existing)
     tell = progress or (lambda _step, _done: None)
     tell("read the checkpoint", 0.0)
     recipe = resolve(open_backbone(source), context=context, blocks=blocks, precision=precision)
-    with disk_errors(out), _beside(out) as folder:
+    with disk_errors(out), beside(out) as folder:
         tell("trace the graph", 0.05)
         trace(recipe, folder / GRAPH)
         tell("gather clips", 0.5)
@@ -94,7 +94,7 @@ def export(
         bundle = _measured(recipe, folder, speech, tell)
         bundle.write_manifest()
         tell("done", 1.0)
-        return replace(bundle, folder=_publish(folder, out))
+        return replace(bundle, folder=publish(folder, out))
 
 
 def resolve(backbone: Backbone, *, context: str | None, blocks: int | str | None, precision: str) -> Recipe:
@@ -266,14 +266,14 @@ def _depth(blocks: int | str | None, backbone: Backbone) -> int:
     return int(blocks)
 
 
-def _check_target(out: Path, *, replace_existing: bool) -> None:
+def check_target(out: Path, *, replace_existing: bool) -> None:
     if out.exists() and not out.is_dir():
         raise BadSetting(f"--out {out} is a file: give a folder")
     if out.is_dir() and any(out.iterdir()) and not replace_existing:
         raise BadSetting(f"--out {out} is not empty: give another folder, or --replace")
 
 
-def _publish(folder: Path, out: Path) -> Path:
+def publish(folder: Path, out: Path) -> Path:
     """Rename `folder` to `out`; an old bundle there goes away only once the new one is whole."""
     if out.is_dir():
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
@@ -286,7 +286,7 @@ def _publish(folder: Path, out: Path) -> Path:
 
 
 @contextmanager
-def _beside(out: Path) -> Iterator[Path]:
+def beside(out: Path) -> Iterator[Path]:
     """A hidden folder on the same disk as `out`, gone afterwards unless it was renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
