@@ -17,13 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from services.embedder import parity, runtimes
-from services.embedder.backbones import Backbone, open_backbone
+from services.embedder.backbones import Backbone, Hidden, open_backbone
 from services.embedder.bundle import GRAPH, OUTPUTS, Bundle, Figure, Precision, file_sha256
 from services.embedder.contexts import Context
 from services.embedder.quantise import quantise_weights
@@ -189,7 +187,7 @@ def _fp32(bundle: Bundle) -> OnnxRuntime:
 
 
 def _context_figures(
-    recipe: Recipe, clips: parity.Clips, states: Sequence[NDArray[np.float32]], done: Callable[[float], None]
+    recipe: Recipe, clips: parity.Clips, states: Sequence[Hidden], done: Callable[[float], None]
 ) -> list[Figure]:
     if not _has_context_figure(recipe):
         return []
@@ -204,7 +202,7 @@ def _has_context_figure(recipe: Recipe) -> bool:
 
 def _states(
     recipe: Recipe, context: Context, clips: parity.Clips, done: Callable[[float], None]
-) -> list[NDArray[np.float32]]:
+) -> list[Hidden]:
     reference = recipe.backbone.reference(context, recipe.blocks)
     states = []
     for number, clip in enumerate(clips.samples):
@@ -237,7 +235,7 @@ def _describe(recipe: Recipe, folder: Path) -> Bundle:
         source_blocks=backbone.blocks,
         precision=recipe.precision,
         rate_hz=backbone.rate_hz,
-        frame_samples=backbone.frame_samples,
+        frame_samples=backbone.frame_step(recipe.blocks),
         window_samples=backbone.window_samples,
         dims=backbone.dims,
         layers=tuple(range(len(names))),

@@ -11,7 +11,7 @@ Three figures:
   each dimension of each is standardised over the clips (the raw cosine flatters: a common offset dominates it).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -28,7 +28,8 @@ from servox import audio
 from servox.errors import BadAudio, BadSetting, TooLarge
 
 Samples = NDArray[np.float32]
-Reference = Callable[[Samples], Samples]
+States = Samples | list[Samples]
+"""One clip's own frames of every layer: [layers, T, d], or [T, d] each where layers differ in T."""
 
 CLIPS = 16  # a standardised cosine needs about this many
 FEW_CLIPS = 8  # enough where no cosine is asked for, and the padded encoder is slow
@@ -80,16 +81,16 @@ def gather(paths: Sequence[Path], data_root: Path | None, rate_hz: int, *, count
     return Clips(samples=made, origin=f"{len(made)} synthesised signals")
 
 
-def hidden(runtime: Runtime, clips: Clips, states: Sequence[Samples]) -> Figure:
+def hidden(runtime: Runtime, clips: Clips, states: Sequence[States]) -> Figure:
     """The `hidden` figure of a float32 runtime against the reference's `states`, [layers, T, d] a clip."""
-    scale = np.sqrt(np.mean([state.var(axis=(1, 2)) for state in states], axis=0))
+    scale = np.sqrt(np.mean([[layer.var() for layer in state] for state in states], axis=0))
     worst = 0.0
     for part, result in _run(runtime, clips, frames=True):
         worst = max(worst, *(_worst(result, row, state, scale) for row, state in enumerate(states[part])))
     return Figure(name="hidden", value=worst, bound=HIDDEN_BOUND)
 
 
-def precision(runtime: Runtime, clips: Clips, states: Sequence[Samples], kind: Precision) -> Figure:
+def precision(runtime: Runtime, clips: Clips, states: Sequence[States], kind: Precision) -> Figure:
     """The `precision` figure of the bundle's own runtime."""
     expected = np.stack([state[-1].mean(axis=0) for state in states])
     actual = np.concatenate([result.statistics[:, -1, 0] for _, result in _run(runtime, clips, frames=False)])
@@ -98,7 +99,7 @@ def precision(runtime: Runtime, clips: Clips, states: Sequence[Samples], kind: P
     return Figure(name="precision", value=error, bound=PRECISION_BOUNDS[kind])
 
 
-def context(states: Sequence[Samples], padded: Sequence[Samples], bound: float | None) -> Figure:
+def context(states: Sequence[States], padded: Sequence[States], bound: float | None) -> Figure:
     """The `context` figure between the policy's and the padded encoder's reference states."""
     ours, theirs = (_standardised([state[-1].mean(axis=0) for state in each]) for each in (states, padded))
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
@@ -117,12 +118,12 @@ def _run(runtime: Runtime, clips: Clips, *, frames: bool) -> Iterator[tuple[slic
         yield part, runtime.run(pcm, lengths, frames=frames)
 
 
-def _worst(result: Result, row: int, state: Samples, scale: Samples) -> float:
-    pooled = np.stack([state.mean(axis=1), state.std(axis=1)], axis=1)
+def _worst(result: Result, row: int, state: States, scale: Samples) -> float:
+    pooled = np.stack([[layer.mean(axis=0), layer.std(axis=0)] for layer in state])
     by_layer = np.abs(result.statistics[row] - pooled).max(axis=(1, 2)) / scale
     by_frame = np.inf
     if result.frames is not None:
-        by_frame = np.abs(result.frames[row, : state.shape[1]] - state[-1]).max() / scale[-1]
+        by_frame = np.abs(result.frames[row, : len(state[-1])] - state[-1]).max() / scale[-1]
     # A NaN must count as the worst error, not vanish in a comparison.
     return float(np.nan_to_num(np.max([by_frame, *by_layer]), nan=np.inf))
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from services.embedder.backbones.checkpoint import Checkpoint, open_checkpoint
+from services.embedder.backbones.clap import ClapBackbone
 from services.embedder.backbones.logmel import LogMelBackbone
 from services.embedder.backbones.mert import MertBackbone
 from services.embedder.backbones.w2v_bert import W2vBertBackbone
@@ -20,9 +21,12 @@ from services.embedder.backbones.whisper import WhisperBackbone
 from services.embedder.contexts import Context
 from servox.errors import BadInput
 
-Hidden = NDArray[np.float32]
+Hidden = NDArray[np.float32] | list[NDArray[np.float32]]
 Reference = Callable[[NDArray[np.float32]], Hidden]
-"""One clip's samples [n] to its own frames of every layer [layers, T, d], by transformers, one clip at a time."""
+"""One clip's samples [n] to its own frames of every layer, by transformers, one clip at a time.
+
+[layers, T, d], or a list of [T, d] where layers differ in T.
+"""
 
 
 class Backbone(Protocol):
@@ -45,14 +49,10 @@ class Backbone(Protocol):
         """Sample rate of the graph's input."""
 
     @property
-    def frame_samples(self) -> int:
-        """From the start of one frame to the start of the next."""
-
-    @property
     def window_samples(self) -> int:
-        """That a frame needs: a clip has (samples - window_samples) // frame_samples + 1 frames.
+        """That a frame needs: a clip has (samples - window_samples) // frame_step + 1 frames.
 
-        1 where the encoder pads the last frame itself: then a clip has ceil(samples / frame_samples).
+        1 where the encoder pads the last frame itself: then a clip has ceil(samples / frame_step).
         """
 
     @property
@@ -85,6 +85,9 @@ class Backbone(Protocol):
         Raises:
             BadSetting: naming the flag, its value and what is allowed.
         """
+
+    def frame_step(self, blocks: int) -> int:
+        """Samples from the start of one frame to the start of the next, in the last layer of a depth."""
 
     def layers(self, blocks: int) -> tuple[str, ...]:
         """Names of the exported layers; a layer's number is its place here."""
@@ -124,4 +127,6 @@ FAMILIES: dict[str, Callable[[Checkpoint], Backbone]] = {
     "wavlm": Wav2Vec2Backbone,
     "mert_model": MertBackbone,
     "wav2vec2-bert": W2vBertBackbone,
+    "clap": ClapBackbone,
+    "clap_audio_model": ClapBackbone,
 }

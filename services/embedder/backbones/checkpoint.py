@@ -6,7 +6,7 @@ its weight files: two names with the same weights make the same bundle.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,25 @@ def open_checkpoint(source: str) -> Checkpoint:
     if not folder.is_dir():
         return _local(_download(source), name=source)
     return _local(folder, name=folder.resolve().name)
+
+
+def checked(name: str, expected: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`found`, if it has the tensors and shapes that the config promises.
+
+    Raises:
+        BadInput: naming the first that is missing, unknown or of another shape.
+    """
+    for key, tensor in expected.items():
+        if key not in found:
+            raise BadInput(f"checkpoint {name} lacks the tensor {key}: fetch it again, or correct its config.json")
+        if found[key].shape != tensor.shape:
+            raise BadInput(
+                f"tensor {key} of checkpoint {name} is {list(found[key].shape)} and its config.json says "
+                f"{list(tensor.shape)}: fetch the checkpoint again"
+            )
+    if extra := sorted(found.keys() - expected.keys()):
+        raise BadInput(f"checkpoint {name} has a tensor {extra[0]} that its config.json does not know: fetch it again")
+    return found
 
 
 def _local(folder: Path, *, name: str) -> Checkpoint:

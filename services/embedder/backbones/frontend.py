@@ -34,7 +34,7 @@ class LogMel(nn.Module):
 
     def __init__(self, mels: int) -> None:
         super().__init__()
-        cosines, sines = _folded_basis()
+        cosines, sines = folded_basis(HALF_WINDOW)
         self.register_buffer("cosines", cosines)
         self.register_buffer("sines", sines)
         self.register_buffer("filters", torch.from_numpy(mel_filters(mels)))
@@ -68,14 +68,14 @@ def _gather(samples: Tensor, index: Tensor) -> Tensor:
     return samples.index_select(1, reflected.flatten()).reshape(samples.shape[0], *index.shape)
 
 
-def _folded_basis() -> tuple[Tensor, Tensor]:
-    """Windowed cosines and sines [200, 201] about the window's centre, for x[c + m] + x[c - m] and their difference.
+def folded_basis(half: int) -> tuple[Tensor, Tensor]:
+    """Windowed cosines and sines [half, half + 1] about the centre, for x[c + m] + x[c - m] and their difference.
 
-    The sample 200 before the centre has weight 0 in a periodic Hann window, and the centre itself is counted twice.
+    The sample `half` before the centre has weight 0 in a periodic Hann window, and the centre itself is counted twice.
     """
-    offset = np.arange(HALF_WINDOW)
-    window = 0.5 + 0.5 * np.cos(math.pi * offset / HALF_WINDOW)
+    offset = np.arange(half)
+    window = 0.5 + 0.5 * np.cos(math.pi * offset / half)
     window[0] *= 0.5
-    phase = np.outer(offset, np.arange(HALF_WINDOW + 1)) * (math.pi / HALF_WINDOW)
+    phase = np.outer(offset, np.arange(half + 1)) * (math.pi / half)
     cosines, sines = window[:, None] * np.cos(phase), window[:, None] * np.sin(phase)
     return torch.from_numpy(cosines.astype(np.float32)), torch.from_numpy(sines.astype(np.float32))

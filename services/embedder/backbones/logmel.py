@@ -51,6 +51,11 @@ class LogMelBackbone:
     front_end = FRONT_END
     default_context = Context(kind="exact")
 
+    def frame_step(self, blocks: int) -> int:
+        """The same at every depth."""
+        self.check(self.default_context, blocks)
+        return self.frame_samples
+
     def check(self, context: Context, blocks: int) -> None:
         """Only `exact` and depth 0: there is nothing that could see padding."""
         if context.kind != "exact":

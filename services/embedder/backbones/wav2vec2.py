@@ -19,7 +19,7 @@ from transformers import (
     WavLMModel,
 )
 
-from services.embedder.backbones.checkpoint import Checkpoint
+from services.embedder.backbones.checkpoint import Checkpoint, checked
 from services.embedder.backbones.wav2vec2_graph import Shape, Wav2Vec2Graph
 from services.embedder.contexts import Context
 from servox.errors import BadInput, BadSetting
@@ -105,6 +105,11 @@ class Wav2Vec2Backbone:
             window, step = window + (kernel - 1) * step, step * stride
         return window, step
 
+    def frame_step(self, blocks: int) -> int:
+        """The same at every depth."""
+        self.check(self.default_context, blocks)
+        return self.frame_samples
+
     def check(self, context: Context, blocks: int) -> None:
         """Only `exact`, and any depth that the encoder has."""
         if context.kind != "exact":
@@ -151,7 +156,7 @@ class Wav2Vec2Backbone:
         """The encoder's tensors in float32 by their present transformers names, read once and checked."""
         if self._weights is None:
             found = self.checkpoint.tensors((self.kind.prefix, ""))
-            self._weights = _checked(self.name, self.model(self.blocks, device="meta").state_dict(), _renamed(found))
+            self._weights = checked(self.name, self.model(self.blocks, device="meta").state_dict(), _renamed(found))
         return self._weights
 
     def model(self, blocks: int, *, device: str = "cpu") -> nn.Module:
@@ -229,22 +234,3 @@ def _renamed(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(PARTS):
             renamed[f"{stem}.{WEIGHT_NORM.get(last, last)}"] = tensor
     return renamed
-
-
-def _checked(name: str, expected: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`found`, if it has the tensors and shapes that the config promises.
-
-    Raises:
-        BadInput: naming the first that is missing, unknown or of another shape.
-    """
-    for key, tensor in expected.items():
-        if key not in found:
-            raise BadInput(f"checkpoint {name} lacks the tensor {key}: fetch it again, or correct its config.json")
-        if found[key].shape != tensor.shape:
-            raise BadInput(
-                f"tensor {key} of checkpoint {name} is {list(found[key].shape)} and its config.json says "
-                f"{list(tensor.shape)}: fetch the checkpoint again"
-            )
-    if extra := sorted(found.keys() - expected.keys()):
-        raise BadInput(f"checkpoint {name} has a tensor {extra[0]} that its config.json does not know: fetch it again")
-    return found

@@ -51,6 +51,11 @@ class WhisperBackbone:
         """Hash of the weight files."""
         return self.checkpoint.sha256
 
+    def frame_step(self, blocks: int) -> int:
+        """The same at every depth."""
+        self.check(self.default_context, blocks)
+        return self.frame_samples
+
     def check(self, context: Context, blocks: int) -> None:
         """Every policy, and any depth that the encoder has."""
         if not 0 <= blocks <= self.blocks:
