@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 from services.embedder.bundle import Bundle, Figure
 from services.embedder.contexts import SYNTAX
 from servox.errors import BadInput
+
+if TYPE_CHECKING:
+    from services.embedder.precisions import Trial
 
 MEANING = {
     "hidden": "largest error of hidden states, unit scale",
@@ -30,7 +33,9 @@ def export(
         str | None, typer.Option(help=f"What follows a clip: {SYNTAX}. Default: silence:32 for Whisper, else exact.")
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks to keep, or all. Default: half.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or int8.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, int8, or auto: the fastest on this CPU that keeps its parity.")
+    ] = "fp32",
     clips: Annotated[
         Path | None, typer.Option(help="File or folder to measure parity on. Default: corpora of SERVOX_DATA.")
     ] = None,
@@ -41,23 +46,27 @@ def export(
     try:
         # Imported here: torch and transformers take seconds, which `--help` does not wait for.
         from services.embedder.export import export as export_bundle
+        from services.embedder.precisions import export_fastest
     except ModuleNotFoundError as error:
         raise BadInput(f"`export` needs the package {error.name!r}: pip install 'servox[embedder,export]'") from None
 
     console = Console(stderr=as_json)
     data = os.environ.get("SERVOX_DATA")
+    options: dict[str, Any] = {
+        "context": context,
+        "blocks": blocks,
+        "clips": [clips] if clips else [],
+        "data_root": Path(data) if data else None,
+        "replace_existing": replace,
+    }
+    tried: list[Trial] = []
     with _bar(console) as tell:
-        bundle = export_bundle(
-            source,
-            out,
-            context=context,
-            blocks=blocks,
-            precision=precision,
-            clips=[clips] if clips else [],
-            data_root=Path(data) if data else None,
-            replace_existing=replace,
-            progress=tell,
-        )
+        if precision == "auto":
+            bundle, tried = export_fastest(source, out, progress=tell, **options)
+        else:
+            bundle = export_bundle(source, out, precision=precision, progress=tell, **options)
+    if tried:
+        console.print(trial_table(tried, bundle))
     console.print(parity_table(bundle))
     console.print(f"[bold]{bundle.source}[/] → {out} · {bundle.context} · {bundle.blocks} blocks · {bundle.precision}")
     if as_json:
@@ -69,6 +78,18 @@ def parity_table(bundle: Bundle) -> Table:
     table = Table("figure", "value", "bound", "", title=f"Parity with transformers, {bundle.parity_clips}")
     for figure in bundle.parity:
         table.add_row(MEANING[figure.name], f"{figure.value:.3g}", _bound(figure), "ok" if figure.passed else "out")
+    return table
+
+
+def trial_table(tried: "Sequence[Trial]", chosen: Bundle) -> Table:
+    """What `--precision auto` measured."""
+    table = Table("precision", "error", "seconds of speech a second", "", title="Precisions on this CPU, one thread")
+    for trial in tried:
+        figures = [f"{trial.error:.3g}" if trial.error is not None else "-"]
+        figures.append(f"{trial.realtime:.0f}" if trial.realtime is not None else "-")
+        table.add_row(
+            trial.precision, *figures, "chosen" if trial.precision == chosen.precision else trial.refused or "slower"
+        )
     return table
 
 
