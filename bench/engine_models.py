@@ -11,10 +11,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from bench.engine_work import Sizes
+from services.embedder.bundle import Precision, load
 
 ROOT = Path(__file__).resolve().parent.parent
+EMBEDDER = ROOT / "services" / "embedder"
 WEIGHTS = "model.safetensors"
 
 
@@ -37,16 +40,6 @@ class Engine:
     half: bool
     precision: str
     equals: str | None = None
-
-    @property
-    def identity(self) -> str:
-        """Version of what computes the features."""
-        if self.library == "servox":
-            return f"servox-{_sources()}"
-        libraries = {"transformers": ("transformers", "torch"), "torch": ("transformers", "torch")}
-        return "-".join(
-            f"{name}-{importlib.metadata.version(name)}" for name in libraries.get(self.library, (self.library,))
-        )
 
 
 def _rows() -> tuple[Engine, ...]:
@@ -107,6 +100,15 @@ class Models:
         every = self.sizes().blocks
         return (every + 1) // 2 if engine.half else every
 
+    def identity(self, engine: Engine) -> str:
+        """What an engine's features depend on besides context and depth."""
+        if engine.library == "servox":
+            runtime = _sha256(EMBEDDER / "runtimes" / "openvino.py")
+            return f"{load(self.path(engine)).digest[:12]}-{runtime[:12]}"
+        packages = {"transformers": ("transformers", "torch"), "torch": ("transformers", "torch")}
+        versions = packages.get(engine.library, (engine.library,))
+        return "-".join(f"{name}-{importlib.metadata.version(name)}" for name in versions)
+
     def path(self, engine: Engine) -> Path:
         """What the engine loads."""
         if engine.library in {"transformers", "torch"}:
@@ -116,9 +118,11 @@ class Models:
             return self._made(f"ct2-{version}-{self.blocks(engine)}", lambda out: self._ctranslate2(engine, out))
         if engine.library == "onnxruntime" and engine.precision == "int8":
             return self._made(f"onnx-int8-{_sources()}", lambda out: self._onnx_int8(engine, out))
-        precision = "fp32" if engine.library == "onnxruntime" else engine.precision
-        name = f"bundle-{engine.context.replace(':', '')}-{self.blocks(engine)}-{precision}-{_sources()}"
-        return self._made(name, lambda out: self._bundle(engine, precision, out))
+        name = f"bundle-{engine.context.replace(':', '')}-{self.blocks(engine)}-{_sources()}"
+        plain = self._made(name, lambda out: self._bundle(engine, out))
+        if engine.library == "onnxruntime" or engine.precision == "fp32":
+            return plain
+        return self._made(f"{name}-{engine.precision}", lambda out: _variant(plain, engine.precision, out))
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         path = self._cache / f"{self.sha256[:12]}-{name}"
@@ -130,12 +134,10 @@ class Models:
                 out.rename(path)
         return path
 
-    def _bundle(self, engine: Engine, precision: str, out: Path) -> None:
+    def _bundle(self, engine: Engine, out: Path) -> None:
         from services.embedder.export import export
 
-        blocks = self.blocks(engine)
-        source = str(self.checkpoint)
-        export(source, out, context=engine.context, blocks=blocks, precision=precision, data_root=self._data)
+        export(str(self.checkpoint), out, context=engine.context, blocks=self.blocks(engine), data_root=self._data)
 
     def _ctranslate2(self, engine: Engine, out: Path) -> None:
         converters = importlib.import_module("ctranslate2.converters")
@@ -188,10 +190,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _variant(plain: Path, precision: str, out: Path) -> None:
+    from services.embedder.precisions import variant
+
+    variant(load(plain), cast("Precision", precision), out).write_manifest()
+
+
 def _sources() -> str:
-    """Of the code that exports and runs bundles: another graph or runtime, other features."""
-    folder = ROOT / "services" / "embedder"
-    names = ["export.py", "quantise.py", "contexts.py", "bundle.py", "runtimes/openvino.py"]
-    names += [f"backbones/{name}" for name in ("whisper_graph.py", "frontend.py", "layers.py", "pooling.py")]
-    text = b"".join((folder / name).read_bytes() for name in names)
-    return hashlib.sha256(text).hexdigest()[:12]
+    """Of the code that a graph is made by: another code, another export."""
+    names = ["quantise.py", "contexts.py"]
+    names += [f"backbones/{name}.py" for name in ("whisper_graph", "frontend", "layers", "pooling")]
+    return hashlib.sha256(b"".join((EMBEDDER / name).read_bytes() for name in names)).hexdigest()[:12]

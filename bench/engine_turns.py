@@ -94,7 +94,7 @@ def opened(engine: Engine, models: Models, cpus: int) -> Iterator[Worker]:
 
 def feature_path(engine: Engine, models: Models, speech: Speech, cache: Path) -> Path:
     """Where the engine's vectors of a corpus are kept."""
-    what = f"{engine.name}-{models.blocks(engine)}-{engine.context}-{engine.identity}"
+    what = f"{engine.name}-{models.blocks(engine)}-{engine.context}-{models.identity(engine)}"
     name = "".join(letter if letter.isalnum() else "_" for letter in what)
     return cache / "features" / f"{models.sha256[:12]}-{name}" / f"{speech.digest[:16]}.npy"
 
