@@ -13,6 +13,7 @@ import typer
 
 from servox.settings import ServiceSettings, home
 from servox.telemetry import Metrics, configure_logging
+from servox.tracing import configure_tracing
 
 from .house import Service, running
 
@@ -90,6 +91,7 @@ def register(name: str, *, settings: type[ServiceSettings], server: str, text: s
     def command(config: Path | None = None, **flags: str | None) -> None:
         loaded = settings.load(dict(flags), file=config)
         configure_logging(name, loaded.log_level)
+        configure_tracing(name)
         module, attribute = server.split(":")
         make = getattr(importlib.import_module(module), attribute)
         asyncio.run(until_stopped(make(loaded, Metrics())))
@@ -108,6 +110,7 @@ def serve_all(
 ) -> None:
     """The three services in one process, on Unix sockets."""
     configure_logging("servox", log_level)
+    configure_tracing("all")
     asyncio.run(_serve_all(bundle, sockets or home() / "sockets"))
 
 

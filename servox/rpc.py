@@ -22,10 +22,10 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from servox.errors import BadSetting, Overloaded, ServoxError, TooLarge, Unavailable, from_grpc
+from servox.tracing import ERROR_KEY, server_interceptors, traced
 
 log = logging.getLogger(__name__)
 
-ERROR_KEY = "servox-error"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 
@@ -94,7 +94,7 @@ class Server:
     @cached_property
     def grpc(self) -> grpc.aio.Server:
         """What servicers are added to; made on first use, because it belongs to the event loop that runs then."""
-        return grpc.aio.server(interceptors=[_Errors()], options=self._options)
+        return grpc.aio.server(interceptors=[*server_interceptors(), _Errors()], options=self._options)
 
     async def start(self) -> str:
         """Binds and listens; health stays NOT_SERVING until `serving(True)`.
@@ -238,8 +238,8 @@ def channel(address: str, *, max_message_bytes: int = 64 << 20, tls: Tls | None 
         ("grpc.keepalive_time_ms", 60_000),
     ]
     if tls:
-        return grpc.aio.secure_channel(address, tls.client(), options=options)
-    return grpc.aio.insecure_channel(address, options=options)
+        return traced(grpc.aio.secure_channel(address, tls.client(), options=options))
+    return traced(grpc.aio.insecure_channel(address, options=options))
 
 
 @contextmanager

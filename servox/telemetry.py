@@ -1,6 +1,7 @@
-"""JSON logs and the /metrics endpoint.
+"""JSON logs and the /metrics endpoint; traces are in `servox.tracing`.
 
-- One line of JSON a record: time, level, service, message, and what the caller passed as `extra`.
+- One line of JSON a record: time, level, service, message, the trace that it belongs to, and what the caller passed as
+  `extra`.
 - Audio is personal data: no record and no label ever holds samples, embeddings or transcripts.
 - Each service owns one registry, so that three services in one process keep their metrics apart.
 """
@@ -14,6 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 
 from servox.errors import Unavailable
+from servox.tracing import trace_ids
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -34,6 +36,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line |= trace_ids()
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from servox.audio import Pcm
 from servox.errors import BadInput, DeadlineExpired
+from servox.tracing import record, span
 
 from .bundle import Bundle
 from .decoding import Decoder, guess_s
@@ -85,6 +86,7 @@ class Dataplane:
         metrics: EmbedderMetrics,
     ) -> None:
         self.bundle = bundle
+        self._version = bundle.digest[:12]
         self._engine = engine
         self._gate = gate
         self._decoder = decoder
@@ -114,7 +116,8 @@ class Dataplane:
             began_s = time.monotonic()
             rows = self._check(request)
             _in_time(deadline_s, began_s, "admitted")
-            clip = await self._decoder.decode(request.audio, truncate_ms=request.truncate_ms, deadline_s=deadline_s)
+            with span("decode"):
+                clip = await self._decoder.decode(request.audio, truncate_ms=request.truncate_ms, deadline_s=deadline_s)
             decoded_s = time.monotonic()
             seat.amend(clip.duration_ms / 1000)
             _in_time(deadline_s, decoded_s, "decoded")
@@ -126,6 +129,7 @@ class Dataplane:
                 total_s=time.monotonic() - began_s,
             )
             self._observe(spent, clip.duration_ms)
+            self._trace(answer, decoded_s, clip.duration_ms)
             return Embedded(
                 embedding=self._pool(answer, request.pooling, rows, len(clip.samples)),
                 layers=tuple(self.bundle.layers[row] for row in rows),
@@ -157,6 +161,18 @@ class Dataplane:
             return answer.frames[: self.bundle.frames(samples)]
         chosen = answer.statistics[rows]
         return chosen[:, 0] if pooling == "mean" else chosen
+
+    def _trace(self, answer: Answer, queued_s: float, duration_ms: int) -> None:
+        began_s = queued_s + answer.queue_s
+        record("queue", began_s=queued_s, ended_s=began_s)
+        record(
+            "inference",
+            began_s=began_s,
+            ended_s=began_s + answer.inference_s,
+            audio_ms=duration_ms,
+            batch_clips=answer.batch_clips,
+            bundle=self._version,
+        )
 
     def _observe(self, spent: Spent, duration_ms: int) -> None:
         self._metrics.decode.observe(spent.decode_s)

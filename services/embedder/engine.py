@@ -36,12 +36,14 @@ class Answer:
         frames: of the default layer, where asked for, [T, d]: the clip's own come first.
         queue_s: from the queue to the device.
         inference_s: of the batch that the clip was in.
+        batch_clips: how many were in it.
     """
 
     statistics: Samples
     frames: Samples | None
     queue_s: float
     inference_s: float
+    batch_clips: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -226,6 +228,7 @@ class Engine:
                     frames=None if run.result.frames is None else run.result.frames[row],
                     queue_s=max(0.0, run.began_s - job.arrived_s),
                     inference_s=inference_s,
+                    batch_clips=len(batch.clips),
                 )
                 job.answer.set_result(answer)
 

@@ -12,6 +12,7 @@ from servox import __version__
 from servox.errors import BadInput, DeadlineExpired, NotFound
 from servox.inference import open_inference_pb2 as oip
 from servox.inference import open_inference_pb2_grpc
+from servox.tracing import span
 
 from .dataplane import Dataplane, Embedded, Request
 from .inferring import Ask, Model, answer_to_proto, ask_from_proto
@@ -134,7 +135,8 @@ class OpenInferenceServicer(open_inference_pb2_grpc.GRPCInferenceServiceServicer
     async def _embed_in(self, room: asyncio.Semaphore, clip: Request, deadline_s: float, *, place: int) -> Embedded:
         async with room:
             try:
-                return await self._embed(clip, deadline_s, first=place == 0)
+                with span("clip"):
+                    return await self._embed(clip, deadline_s, first=place == 0)
             except BadInput as error:
                 raise type(error)(f"clip {place}: {error}") from error
 

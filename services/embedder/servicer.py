@@ -9,6 +9,7 @@ from typing import Any, cast
 import grpc
 
 from servox.errors import ServoxError
+from servox.tracing import span
 from servox.v1 import embedder_pb2, embedder_pb2_grpc
 from servox.wire import failure_to_proto
 
@@ -97,9 +98,10 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServicer):
     ) -> embedder_pb2.EmbedStreamResponse:
         try:
             asked = request_from_proto(request.request)
-            seat = await self._dataplane.seat(asked)
-            admitted.set()
-            embedded = await self._dataplane.embed_seated(asked, seat, deadline_s=deadline_s)
+            with span("clip"):
+                seat = await self._dataplane.seat(asked)
+                admitted.set()
+                embedded = await self._dataplane.embed_seated(asked, seat, deadline_s=deadline_s)
         except ServoxError as error:
             self._metrics.count("EmbedStream", error)
             return embedder_pb2.EmbedStreamResponse(id=request.id, failure=failure_to_proto(error))

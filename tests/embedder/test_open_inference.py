@@ -19,8 +19,9 @@ from services.embedder.settings import Settings
 from servox import __version__
 from servox.inference import open_inference_pb2 as oip
 from servox.inference import open_inference_pb2_grpc
-from servox.rpc import ERROR_KEY, PUSHBACK_KEY
+from servox.rpc import PUSHBACK_KEY
 from servox.telemetry import Metrics
+from servox.tracing import ERROR_KEY
 from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc
 from servox.wire import array_from_proto
 
