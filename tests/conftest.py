@@ -1,10 +1,15 @@
 """Where tests find real speech and real encoders: one setting, `SERVOX_DATA`. What hypothesis may complain of."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 # How long an example takes says how busy the machine is, nothing of the code.
 SLOW = (hypothesis.HealthCheck.too_slow,)
@@ -45,3 +50,14 @@ def whisper_tiny(data_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no checkpoint at {folder}")
     return folder
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    """Where every span that ends during one test goes."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # OpenTelemetry lets a process set its provider once; other tests of this process must not be traced.
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    yield exporter
+    provider.shutdown()
