@@ -172,6 +172,7 @@ class Engine:
             self._pending = [job for job in self._pending if id(job) not in gone]
             self._show_queue()
         for job in batch.dropped:
+            self._metrics.queue.observe(time.monotonic() - job.arrived_s)
             job.refuse(DeadlineExpired("the deadline passed while the clip was queued; allow more time or send less"))
 
     async def _serve(self, batch: Batch[Job]) -> None:
@@ -234,6 +235,8 @@ class Engine:
 
     def _observe(self, batch: Batch[Job], inference_s: float) -> None:
         computed = batch.samples * len(batch.clips)
+        self._metrics.batch.observe(inference_s)
+        self._metrics.computed.inc(computed / self._rate_hz)
         self._metrics.batch_clips.observe(len(batch.clips))
         self._metrics.batch_padding.observe(batch.padding)
         self._metrics.batch_fill.observe(computed / self._budget.samples)

@@ -138,6 +138,8 @@ class EmbedderServer:
             lost=self._engine.fail,
         )
         admission = Admission(budget_s=settings.max_inflight_audio_s, longest_s=longest_s)
+        self._counters.inflight_limit.set(settings.max_inflight_audio_s)
+        self._counters.serves(bundle, runtime=runtimes[0].name, device=runtimes[0].device)
         dataplane = Dataplane(
             bundle,
             engine=self._engine,

@@ -83,15 +83,18 @@ class EmbedderServicer(embedder_pb2_grpc.EmbedderServicer):
             lambda request, admitted: self._answer_item(request, admitted, deadline_s), in_flight=self._stream_in_flight
         )
         self._streams.add(stream)
+        self._metrics.open_streams.set(len(self._streams))
         # A caller that leaves ends the call, not this generator: gRPC drops it without closing it.
-        cast("Any", context).add_done_callback(lambda _: stream.abandon())  # its types want a class, not a function
+        cast("Any", context).add_done_callback(lambda _: self._close(stream))  # its types want a class, not a function
         if self._draining:
             stream.drain()
-        try:
-            async for answer in stream.answers(request_iterator):
-                yield answer
-        finally:
-            self._streams.discard(stream)
+        async for answer in stream.answers(request_iterator):
+            yield answer
+
+    def _close(self, stream: Stream) -> None:
+        stream.abandon()
+        self._streams.discard(stream)
+        self._metrics.open_streams.set(len(self._streams))
 
     async def _answer_item(
         self, request: embedder_pb2.EmbedStreamRequest, admitted: asyncio.Event, deadline_s: float

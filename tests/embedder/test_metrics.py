@@ -1,9 +1,15 @@
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.embedder.metrics import METHODS, OUTCOMES, EmbedderMetrics
+from services.embedder.server import EmbedderServer
+from services.embedder.settings import Settings
+from servox.client import Client, Clip, pcm
 from servox.errors import BadAudio, Overloaded, leaves
 from servox.telemetry import Metrics
 
@@ -48,3 +54,39 @@ def test_an_answer_is_counted_by_its_outcome(error: BaseException | None, outcom
     assert registry.get_sample_value("servox_embedder_requests_total", {"method": "Embed", "outcome": outcome}) == 1
     counted = [line for line in generate_latest(registry).decode().splitlines() if "requests_total{" in line]
     assert sum(float(line.rsplit(" ", 1)[1]) for line in counted) == 1
+
+
+async def test_every_metric_moves_when_a_server_works(
+    tiny_bundle: Path, tmp_path: Path, speech: Callable[..., np.ndarray]
+) -> None:
+    metrics = Metrics()
+    flags = {"bundle": tiny_bundle, "grpc_socket": tmp_path / "e.sock", "metrics_port": 0, "decode_workers": 1}
+    server = EmbedderServer(Settings.load({**flags, "streams": 1, "max_inflight_audio_s": 60}), metrics)
+    address = await server.start()
+
+    def value(name: str, **labels: str) -> float:
+        return metrics.registry.get_sample_value(f"servox_embedder_{name}", labels) or 0.0
+
+    clips = [Clip(id=str(n), audio=pcm(speech(1.23), 16_000)) for n in range(4)]
+    async with Client(embedder=address) as client:
+        streaming = [value("open_streams") async for _ in client.embed(clips)]
+        digest = (await client.describe()).bundle.digest
+    async with asyncio.timeout(10):
+        while value("open_streams"):  # noqa: ASYNC110 -- a gauge has no event
+            await asyncio.sleep(0.005)
+    await server.stop()
+    assert streaming == [1, 1, 1, 1]
+    for stage in ("decode", "queue", "inference", "total"):
+        assert value(f"{stage}_seconds_count") == 4
+        assert value(f"{stage}_seconds_sum") > 0
+    assert value("total_seconds_sum") >= max(value(f"{s}_seconds_sum") for s in ("decode", "queue", "inference"))
+    assert value("clip_audio_seconds_sum") == pytest.approx(4 * 1.23)
+    assert value("computed_audio_seconds_total") == pytest.approx(4 * 1.3), "padded to the next 100 ms"
+    assert value("batch_seconds_count") == value("batch_clips_sum") == 4, "one clip a batch on a CPU"
+    assert value("batch_padding_ratio_sum") == pytest.approx(4 * (1 - 1.23 / 1.3), abs=1e-3)
+    assert value("batch_fill_ratio_sum") == pytest.approx(4 * 1.3 / 30, abs=1e-3)
+    assert (value("inflight_audio_seconds"), value("queued_audio_seconds")) == (0, 0)
+    assert value("inflight_limit_audio_seconds") == 60
+    (bundle,) = (family for family in metrics.registry.collect() if family.name.endswith("bundle_info"))
+    served = {each.labels["digest"] for each in bundle.samples}
+    assert served == {digest[:12]}
