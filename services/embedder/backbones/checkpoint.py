@@ -6,24 +6,27 @@ its weight files: two names with the same weights make the same bundle.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from services.embedder.backbones.hub import download
 from services.embedder.bundle import file_sha256
-from servox.errors import BadInput, NotFound
+from servox.errors import BadInput
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 CONVERT = (
-    'python -c "import torch; from safetensors.torch import save_file; '
-    f"save_file({{k: v.clone() for k, v in torch.load('{PICKLE}', weights_only=True).items()}}, '{WEIGHTS}')\""
+    'python -c "import glob, torch; from safetensors.torch import save_file; '
+    "save_file({k: v.clone(memory_format=torch.contiguous_format) for f in glob.glob('pytorch_model*.bin') "
+    f"for k, v in torch.load(f, weights_only=True).items()}}, '{WEIGHTS}')\""
 )
 OPTIONAL = ("preprocessor_config.json",)
 
@@ -52,11 +55,11 @@ class Checkpoint:
         """Tensors in float32 whose name starts with one of `prefixes`, named without it.
 
         Raises:
-            BadInput: when there is none.
+            BadInput: when there is none, or a file cannot be read.
         """
         found: dict[str, Tensor] = {}
         for path in self.weights:
-            with safe_open(path, framework="pt") as file:
+            with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - safetensors' file is not a mapping
                     prefix = next((p for p in prefixes if name.startswith(p)), None)
                     if prefix is not None:
@@ -76,9 +79,16 @@ def open_checkpoint(source: str) -> Checkpoint:
         BadInput: when the folder is not a checkpoint.
     """
     folder = Path(source)
-    if not folder.is_dir():
-        return _local(_download(source), name=source)
-    return _local(folder, name=folder.resolve().name)
+    if folder.is_dir():
+        return _local(folder, name=folder.resolve().name)
+    folder = download(source, config=CONFIG, optional=OPTIONAL, weights=WEIGHTS, index=INDEX, shards=_shards)
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise BadInput(
+            f"model {source!r} of the hub has no {WEIGHTS}, only older formats such as pickles, which can run code "
+            f"when they are read: fetch it (hf download {source} --local-dir FOLDER), convert it where you trust it, "
+            f"in that folder ({CONVERT}), and give the folder"
+        )
+    return _local(folder, name=source)
 
 
 def checked(name: str, expected: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,15 +119,46 @@ def _local(folder: Path, *, name: str) -> Checkpoint:
     if (folder / WEIGHTS).is_file():
         weights: tuple[Path, ...] = (folder / WEIGHTS,)
     elif (folder / INDEX).is_file():
-        weights = tuple(folder / part for part in sorted(set(_json(folder / INDEX)["weight_map"].values())))
-    elif (folder / PICKLE).is_file():
+        weights = tuple(folder / part for part in _shards(folder / INDEX))
+    elif any((folder / pickle).is_file() for pickle in PICKLES):
         raise BadInput(
             f"checkpoint {name} holds its weights as a pickle, which can run code when it is read: convert it where "
             f"you trust it, in its folder: {CONVERT}"
         )
     else:
         raise BadInput(f"checkpoint {name} has no {WEIGHTS}: save it again with transformers' save_pretrained")
+    if absent := [path.name for path in weights if not path.is_file()]:
+        raise BadInput(f"checkpoint {name} lacks {absent[0]}, which its {INDEX} names: fetch it again")
     return Checkpoint(name=name, folder=folder, config=config, weights=weights)
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that hold the weights, as the index has them.
+
+    Raises:
+        BadInput: when it names none, or one outside the checkpoint.
+    """
+    named = _json(index).get("weight_map")
+    names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
+    if not names or any(Path(name).name != name for name in names):
+        raise BadInput(f"{index.name} of the checkpoint names no files beside it: fetch the checkpoint again")
+    return names
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        BadInput: when it is cut short or is none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise BadInput(
+            f"{path.name} of the checkpoint is damaged or cut short ({error}): fetch the checkpoint again"
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -128,38 +169,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInput(f"{path.name} of the checkpoint is not a JSON object: fetch the checkpoint again")
     return content
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
-    def fetch(name: str) -> Path:
-        return Path(hf_hub_download(hub_id, name))
-
-    try:
-        config = fetch(CONFIG)
-        for name in OPTIONAL:
-            _optional(fetch, name, EntryNotFoundError)
-        if _optional(fetch, WEIGHTS, EntryNotFoundError) is None:
-            index = _optional(fetch, INDEX, EntryNotFoundError)
-            for part in sorted(set(_json(index)["weight_map"].values())) if index else ():
-                fetch(part)
-            if index is None:
-                raise BadInput(
-                    f"model {hub_id!r} of the hub has no safetensors: download it, convert its {PICKLE} in its folder "
-                    f"({CONVERT}), and give that folder"
-                )
-    except (EntryNotFoundError, HFValidationError, OSError) as error:
-        raise NotFound(
-            f"source {hub_id!r} is neither a folder nor a model that the hub gave ({type(error).__name__}): "
-            "check the name and the network, or download the checkpoint and give its folder"
-        ) from error
-    return config.parent
-
-
-def _optional(fetch: Callable[[str], Path], name: str, absent: type[Exception]) -> Path | None:
-    try:
-        return fetch(name)
-    except absent:
-        return None
