@@ -260,8 +260,6 @@ def _audio(inputs: Inputs, *, rate_hz: int) -> Sequence[bytes | Pcm]:
 
 
 def _check_size(clips: int, *, layers: int, outputs: Sequence[str], model: Model, most_bytes: int) -> None:
-    if clips == 0:
-        raise BadInput("the request holds no clip: the first dimension of audio or pcm is 0")
     if clips > MOST_CLIPS:
         raise TooLarge(f"the request holds {clips} clips: send at most {MOST_CLIPS} in one call")
     vectors = {"embedding": 1, "statistics": 2}

@@ -130,8 +130,8 @@ def _check(tensor: InputTensor, known: Mapping[str, Signature]) -> None:
         )
     if tensor.datatype != signature.datatype:
         raise BadInput(f"input {name!r} has datatype {tensor.datatype!r}: send {signature.datatype}")
-    if len(shape) != len(signature.shape) or any(size < 0 for size in shape):
-        raise BadInput(f"input {name!r} has shape {shape}: send {list(signature.shape)}, -1 being any size")
+    if len(shape) != len(signature.shape) or any(size < 1 for size in shape):
+        raise BadInput(f"input {name!r} has shape {shape}: send {list(signature.shape)}, -1 being any size from 1")
     wrong = [field.name for field, _ in tensor.contents.ListFields() if field.name != _FIELDS[tensor.datatype]]
     if wrong:
         right = _FIELDS[tensor.datatype]

@@ -318,6 +318,7 @@ WRONG: dict[str, tuple[oip.ModelInferRequest, list[str]]] = {
     "input twice": (_request(PCM, PCM, raw_input_contents=[bytes(3200)] * 2), ["'pcm'", "twice"]),
     "datatype": (_request(tensor("pcm", "FP64", 1, 8)), ["'pcm'", "'FP64'", "FP32"]),
     "rank": (_request(tensor("pcm", "FP32", 800)), ["'pcm'", "[800]", "[-1, -1]"]),
+    "no samples": (_request(tensor("pcm", "FP32", 2**62, 0), raw_input_contents=[b""]), ["'pcm'", "from 1"]),
     "negative size": (_request(tensor("pcm", "FP32", -1, 800)), ["'pcm'", "[-1, 800]"]),
     "raw too short": (_request(PCM, raw_input_contents=[bytes(3196)]), ["'pcm'", "3200 bytes", "3196"]),
     "raw too long": (_request(PCM, raw_input_contents=[bytes(3204)]), ["'pcm'", "3200 bytes", "3204"]),
@@ -352,7 +353,7 @@ WRONG: dict[str, tuple[oip.ModelInferRequest, list[str]]] = {
         _request(tensor("audio", "BYTES", 3), raw_input_contents=[raw_bytes(b"a", b"b")]),
         ["'audio'", "3 elements", "2"],
     ),
-    "no clip": (_request(tensor("audio", "BYTES", 0), raw_input_contents=[b""]), ["no clip"]),
+    "no clip": (_request(tensor("audio", "BYTES", 0), raw_input_contents=[b""]), ["'audio'", "[0]", "from 1"]),
     "too many clips": (
         _request(tensor("audio", "BYTES", 1025), raw_input_contents=[bytes(4 * 1025)]),
         ["1025 clips", "1024"],
