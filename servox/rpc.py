@@ -3,6 +3,8 @@
 - The server answers `grpc.health.v1` per service and reflection, and turns `servox.errors` into status codes in one
   place; an error that is not ours is logged with its trace and answered as INTERNAL, never with its text.
 - The class of an error travels as trailing metadata (`servox-error`), so that a client raises what the server raised.
+- gRPC's own accepting loop can die: one request whose path is not UTF-8 ends it (grpcio 1.85), and the process would
+  live on deaf. `wait_failed` tells, so that the process ends and another one starts.
 - Stopping drains: NOT_SERVING, a wait for endpoints to notice, the admitted calls to their end, then the sockets.
 """
 
@@ -85,11 +87,15 @@ class Server:
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
             # No age grace: an old connection takes no new calls, but a stream of hours goes on to its end.
+            # Idle connections are pinged as well, and may ping: one whose other end is gone does not stay.
             ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.so_reuseport", 0),
         ]
         self.address = address
+        self._ended: asyncio.Task[Any] | None = None
+        self._stopped = False
 
     @cached_property
     def grpc(self) -> grpc.aio.Server:
@@ -121,7 +127,26 @@ class Server:
         if not self._requested.startswith("unix:"):
             self.address = f"{self._requested.rsplit(':', 1)[0]}:{port}"
         await self.grpc.start()
+        self._ended = asyncio.create_task(self._until_ended())
         return self.address
+
+    async def wait_failed(self) -> None:
+        """Returns once the server was stopped.
+
+        Raises:
+            Unavailable: it ended by itself.
+        """
+        if self._ended:
+            await asyncio.wait([self._ended])
+            if not self._stopped:
+                raise Unavailable(f"gRPC's server ended by itself ({self._ended.result()}); this process ends")
+
+    async def _until_ended(self) -> str:
+        try:
+            await self.grpc.wait_for_termination()
+        except Exception as error:  # noqa: BLE001 -- whatever its loop died of
+            return repr(error)
+        return "no reason given"
 
     async def serving(self, ready: bool, *, service: str | None = None) -> None:
         """Sets the health of one service, or of all."""
@@ -134,6 +159,7 @@ class Server:
     async def stop(self) -> None:
         """Drains: NOT_SERVING, wait, finish what was admitted, close."""
         wait_s, grace_s = self._drain
+        self._stopped = True
         self.ready = False
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(wait_s)

@@ -29,20 +29,29 @@ class Health:
         self._watch = asyncio.create_task(self._until_failed())
 
     async def wait_failed(self) -> None:
-        """Returns never.
+        """Returns only once the server was stopped.
 
         Raises:
-            Unavailable: the device is gone, and callers have been told.
+            Unavailable: the device is gone, and callers have been told; or nobody can call any more.
         """
-        error = await asyncio.shield(self._failed)
-        if self._watch:
-            await asyncio.shield(self._watch)
-        raise error
+        watches = [asyncio.ensure_future(self._until_dead()), asyncio.ensure_future(self._server.wait_failed())]
+        try:
+            await next(asyncio.as_completed(watches))
+        finally:
+            for watch in watches:
+                watch.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
 
     def close(self) -> None:
         """Stops watching."""
         if self._watch:
             self._watch.cancel()
+
+    async def _until_dead(self) -> None:
+        error = await asyncio.shield(self._failed)
+        if self._watch:
+            await asyncio.shield(self._watch)
+        raise error
 
     async def _until_failed(self) -> None:
         await asyncio.shield(self._failed)

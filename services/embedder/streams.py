@@ -30,6 +30,7 @@ class Stream:
         self._answers: asyncio.Queue[EmbedStreamResponse | None] = asyncio.Queue()
         self._items: dict[str, asyncio.Task[None]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._reading = True
         self._draining = False
         self._end: BaseException | None = None
 
@@ -53,7 +54,7 @@ class Stream:
     def drain(self) -> None:
         """Reads no more."""
         self._draining = True
-        if self._reader:
+        if self._reader and self._reading:  # one that has read everything only waits for the answers
             self._reader.cancel()
 
     def abandon(self) -> None:
@@ -71,6 +72,8 @@ class Stream:
             self._end = Unavailable("this embedder is stopping; send what is unanswered to another replica")
         except BadInput as error:
             self._end = error
+        finally:
+            self._reading = False
         while self._items:
             await asyncio.wait(self._items.values())
             await asyncio.sleep(0)  # lets the finished items take themselves out

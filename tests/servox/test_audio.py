@@ -263,7 +263,7 @@ def test_tags_in_any_encoding_are_no_obstacle() -> None:
 
 def test_a_codec_that_is_unknown_is_named_as_such() -> None:
     with pytest.raises(BadAudio, match="codec of the audio stream is unknown"):
-        decode(WHOLE["m4a"].replace(b"mp4a", b"zzzz"), RATE)
+        decode(FORMATS["webm"](tone(RATE), RATE).replace(b"A_OPUS", b"A_ZZZZ"), RATE)
 
 
 def test_a_session_description_opens_no_socket() -> None:
