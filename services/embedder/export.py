@@ -6,30 +6,23 @@ all, and one that failed its parity never exists.
 
 import datetime as dt
 import importlib.metadata
-import logging
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
-from torch import nn
+from typing import get_args
 
 from services.embedder import parity, runtimes
-from services.embedder.backbones import Backbone, Hidden, open_backbone
-from services.embedder.bundle import GRAPH, OUTPUTS, Bundle, Figure, Precision, file_sha256
+from services.embedder.backbones import Backbone, Hidden, open_backbone, tracing
+from services.embedder.bundle import GRAPH, Bundle, Figure, Precision, file_sha256
 from services.embedder.contexts import Context
 from services.embedder.quantise import quantise_weights
 from services.embedder.runtimes.onnx import OnnxRuntime
 from servox.errors import BadSetting, BundleError, StorageFull
 
-OPSET = 20
-EXTERNAL_BYTES = 1_800_000_000  # a protobuf message ends at 2 GB
 PACKAGES = ("servox", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 Progress = Callable[[str, float], None]
@@ -112,52 +105,8 @@ def resolve(backbone: Backbone, *, context: str | None, blocks: int | str | None
 
 
 def trace(recipe: Recipe, path: Path) -> None:
-    """Write the backbone's graph as float32 ONNX with dynamic batch and samples."""
-    graph = recipe.backbone.graph(recipe.context, recipe.blocks)
-    rate_hz = recipe.backbone.rate_hz
-    sample = torch.randn(2, 2 * rate_hz + 77, generator=torch.Generator().manual_seed(0)) * 0.1
-    lengths = torch.tensor([sample.shape[1], rate_hz])
-    with _quiet():
-        program = _program(recipe.backbone, graph, sample, lengths)
-    del program.model.graph.outputs[len(OUTPUTS) :]  # the front end's tensors keep their names, and leave no copies
-    _strip(program.model)
-    size = sum(tensor.nbytes for tensor in graph.state_dict().values())
-    program.save(path, external_data=size > EXTERNAL_BYTES)
-
-
-def _program(
-    backbone: Backbone, graph: nn.Module, sample: torch.Tensor, lengths: torch.Tensor
-) -> torch.onnx.ONNXProgram:
-    batch = torch.export.Dim("batch")
-    widest = backbone.max_duration_ms * backbone.rate_hz // 1000
-    narrowest = backbone.window_samples if backbone.window_samples > 1 else None  # a bound of 1 would rename shapes
-    samples = torch.export.Dim("samples", min=narrowest, max=widest)
-    program: torch.onnx.ONNXProgram | None = torch.onnx.export(
-        graph.eval(),
-        (sample, lengths),
-        dynamo=True,
-        input_names=["pcm", "lengths"],
-        output_names=[*OUTPUTS, *backbone.front_end],
-        dynamic_shapes={"pcm": {0: batch, 1: samples}, "lengths": {0: batch}},
-        opset_version=OPSET,
-        verbose=False,
-    )
-    if program is None:
-        raise BundleError("torch.onnx returned no program: use the torch version that Servox pins")
-    return program
-
-
-def _strip(model: Any) -> None:  # noqa: ANN401 - onnx_ir ships no usable types
-    """Drop what the exporter notes about source lines: one recipe must give one file, wherever it is made."""
-    for node in model.graph:
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
-        value.metadata_props.clear()
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
+    """Write the recipe's graph as float32 ONNX."""
+    tracing.trace(recipe.backbone, recipe.context, recipe.blocks, path)
 
 
 def _measured(recipe: Recipe, folder: Path, clips: parity.Clips, tell: Progress) -> Bundle:
@@ -167,7 +116,7 @@ def _measured(recipe: Recipe, folder: Path, clips: parity.Clips, tell: Progress)
         BundleError: when a figure is out of its bound.
     """
     bundle = _describe(recipe, folder)
-    states = _states(recipe, recipe.context, clips, lambda done: tell("run transformers", 0.5 + 0.15 * done))
+    states = list(_states(recipe, recipe.context, clips, lambda done: tell("run transformers", 0.5 + 0.15 * done)))
     tell("run the graph", 0.65)
     figures = [parity.hidden(_fp32(bundle), clips, states)]
     _refuse(figures, bundle)
@@ -192,7 +141,8 @@ def _context_figures(
     if not _has_context_figure(recipe):
         return []
     bound = parity.context_bound(recipe.context, blocks=recipe.blocks, all_blocks=recipe.backbone.blocks)
-    return [parity.context(states, _states(recipe, Context(kind="padded"), clips, done), bound)]
+    padded = [[hidden[-1].copy()] for hidden in _states(recipe, Context(kind="padded"), clips, done)]
+    return [parity.context(states, padded, bound)]
 
 
 def _has_context_figure(recipe: Recipe) -> bool:
@@ -200,15 +150,11 @@ def _has_context_figure(recipe: Recipe) -> bool:
     return recipe.backbone.pads and recipe.context.kind != "padded"
 
 
-def _states(
-    recipe: Recipe, context: Context, clips: parity.Clips, done: Callable[[float], None]
-) -> list[Hidden]:
+def _states(recipe: Recipe, context: Context, clips: parity.Clips, done: Callable[[float], None]) -> Iterator[Hidden]:
     reference = recipe.backbone.reference(context, recipe.blocks)
-    states = []
     for number, clip in enumerate(clips.samples):
         done(number / len(clips.samples))
-        states.append(reference(clip))
-    return states
+        yield reference(clip)
 
 
 def _refuse(figures: Sequence[Figure], bundle: Bundle) -> None:
@@ -265,6 +211,11 @@ def _depth(blocks: int | str | None, backbone: Backbone) -> int:
 
 
 def check_target(out: Path, *, replace_existing: bool) -> None:
+    """Refuse a folder that cannot become a bundle's.
+
+    Raises:
+        BadSetting: it is a file, or not empty.
+    """
     if out.exists() and not out.is_dir():
         raise BadSetting(f"--out {out} is a file: give a folder")
     if out.is_dir() and any(out.iterdir()) and not replace_existing:
@@ -308,17 +259,3 @@ def disk_errors(out: Path) -> Iterator[None]:
         raise StorageFull(
             f"cannot write the bundle at {out} ({os.strerror(error.errno or 0)}): free space or choose another --out"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter warns about its own internals and absent optional packages; nobody can act on that."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

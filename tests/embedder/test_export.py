@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from services.embedder import commands, parity
 from services.embedder import export as exporting
-from services.embedder.backbones import open_backbone
+from services.embedder.backbones import open_backbone, tracing
 from services.embedder.bundle import GRAPH, MANIFEST, Bundle, load
 from services.embedder.contexts import Context
 from services.embedder.export import export
@@ -347,7 +347,7 @@ def test_graphs_beyond_one_protobuf_keep_their_weights_beside_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "trace", TRACE)
-    monkeypatch.setattr(exporting, "EXTERNAL_BYTES", 0)
+    monkeypatch.setattr(tracing, "EXTERNAL_BYTES", 0)
     bundle = export("logmel", tmp_path / "large")
     assert set(bundle.files) == {GRAPH, f"{GRAPH}.data"}
     assert load(bundle.folder) == bundle

@@ -1,5 +1,6 @@
 """Whisper's encoder, every size: sizes come from the checkpoint's config, weights from its `encoder.*` tensors."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -44,7 +45,7 @@ class WhisperBackbone:
         self.dims = int(self.config.d_model)
         self.blocks = int(self.config.encoder_layers)
         self._refuse_what_differs()
-        self._weights: dict[str, Tensor] | None = None
+        self._weights: Mapping[str, Tensor] | None = None
 
     @property
     def sha256(self) -> str:
@@ -85,8 +86,8 @@ class WhisperBackbone:
         self.check(context, blocks)
         return WhisperReference(self.config, self.weights(), context=context, blocks=blocks)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The encoder's tensors in float32, read once."""
+    def weights(self) -> Mapping[str, Tensor]:
+        """The encoder's tensors in float32, found once."""
         if self._weights is None:
             self._weights = self.checkpoint.tensors(PREFIXES)
         return self._weights
@@ -113,13 +114,13 @@ class WhisperReference:
         blocks: depth to stop at.
     """
 
-    def __init__(self, config: WhisperConfig, weights: dict[str, Tensor], *, context: Context, blocks: int) -> None:
+    def __init__(self, config: WhisperConfig, weights: Mapping[str, Tensor], *, context: Context, blocks: int) -> None:
         config = WhisperConfig(**config.to_dict())
         self.final, config.encoder_layers = blocks == config.encoder_layers, blocks
         config._attn_implementation = "sdpa"  # noqa: SLF001 - the public argument exists only on from_pretrained
-        self.encoder = WhisperEncoder(config)
-        self.encoder.train(mode=False)
-        self.encoder.load_state_dict({name: weights[name] for name in self.encoder.state_dict()})
+        with torch.device("meta"):  # weights are assigned, not copied: the largest encoder is held once
+            self.encoder = WhisperEncoder(config).train(mode=False)
+        self.encoder.load_state_dict({name: weights[name] for name in self.encoder.state_dict()}, assign=True)
         self.context = context
         self.mel = LogMelReference(int(config.num_mel_bins))
 
