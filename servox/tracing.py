@@ -31,6 +31,7 @@ else:
     INSTALLED = True
 
 Value = str | int | float | bool
+_NOTHING = nullcontext()
 Context = grpc.aio.ServicerContext[Any, Any]
 
 ERROR_KEY = "servox-error"
@@ -112,6 +113,17 @@ def _asked_by(environment: Mapping[str, str]) -> str:
     return "OTEL_TRACES_EXPORTER" if environment.get("OTEL_TRACES_EXPORTER") else _endpoint(environment)
 
 
+class _Listening:
+    """Whether anybody wanted spans when the last server or channel was made: cheap enough to ask in every call."""
+
+    asked = False
+
+
+def _listening() -> bool:
+    _Listening.asked = _tracer() is not None
+    return _Listening.asked
+
+
 def _tracer() -> Any:  # noqa: ANN401 -- None where nobody listens
     if not INSTALLED or isinstance(provider := trace.get_tracer_provider(), trace.ProxyTracerProvider):
         return None
@@ -123,8 +135,8 @@ def _tracer() -> Any:  # noqa: ANN401 -- None where nobody listens
 
 def span(name: str, **attributes: Value) -> AbstractContextManager[Any]:
     """A span around a block, a child of the current one; an error is noted by its class."""
-    tracer = _tracer()
-    return nullcontext() if tracer is None else _spanned(tracer, name, attributes)
+    tracer = _tracer() if _Listening.asked else None
+    return _NOTHING if tracer is None else _spanned(tracer, name, attributes)
 
 
 @contextmanager
@@ -142,16 +154,10 @@ def _spanned(tracer: Any, name: str, attributes: Mapping[str, Value]) -> Iterato
 
 def record(name: str, *, began_s: float, ended_s: float, **attributes: Value) -> None:
     """A span of something that is over already; times of the monotonic clock."""
-    if tracer := _tracer():
+    if _Listening.asked and (tracer := _tracer()):
         offset_ns = time.time_ns() - time.monotonic_ns()
         began_ns, ended_ns = (offset_ns + round(each * 1e9) for each in (began_s, ended_s))
         tracer.start_span(name, start_time=began_ns, attributes=_prefixed(attributes)).end(ended_ns)
-
-
-def annotate(**attributes: Value) -> None:
-    """Attributes of the current span."""
-    if INSTALLED:
-        trace.get_current_span().set_attributes(_prefixed(attributes))
 
 
 def trace_ids() -> dict[str, str]:
@@ -170,7 +176,7 @@ def _prefixed(attributes: Mapping[str, Value]) -> dict[str, Value]:
 
 def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
     """What a server puts before its other interceptors: nothing where nobody listens."""
-    return [] if _tracer() is None else [_ServerSpans()]
+    return [_ServerSpans()] if _listening() else []
 
 
 class _ServerSpans(grpc.aio.ServerInterceptor):
@@ -252,7 +258,7 @@ class _Call:
 
 def traced(channel: grpc.aio.Channel) -> grpc.aio.Channel:
     """The channel, whose calls from here on have a span and carry its context; as it was where nobody listens."""
-    if _tracer() is not None:
+    if _listening():
         for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
             setattr(channel, kind, partial(_multicallable, getattr(channel, kind)))
     return channel

@@ -204,7 +204,7 @@ class _Parameters:
 
 
 def _kind(name: str, parameter: oip.InferParameter) -> str:
-    kind = parameter.WhichOneof("parameter_choice")
+    kind: str | None = parameter.WhichOneof("parameter_choice")
     if kind is None:
         raise BadInput(f"parameter {name!r} has no value: set one of its fields, or leave it out")
     return kind

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 InputTensor = oip.ModelInferRequest.InferInputTensor
 
 # Datatype: element on the wire, and the field of `contents` that holds it.
-_NUMBERS = {
+_NUMBERS: dict[str, tuple[np.dtype[Any], str]] = {
     "FP32": (np.dtype("<f4"), "fp32_contents"),
     "INT64": (np.dtype("<i8"), "int64_contents"),
     "BOOL": (np.dtype("?"), "bool_contents"),
@@ -62,7 +62,8 @@ class Inputs:
             )
         self._tensors: dict[str, InputTensor] = {}
         self._raw: dict[str, bytes | None] = {}
-        for tensor, data in zip(request.inputs, raw or [None] * len(request.inputs), strict=True):
+        contents: list[bytes | None] = [*raw] or [None] * len(request.inputs)
+        for tensor, data in zip(request.inputs, contents, strict=True):
             if tensor.name in self._tensors:
                 raise BadInput(f"input {tensor.name!r} comes twice: name each input once")
             _check(tensor, known)
@@ -85,7 +86,7 @@ class Inputs:
         shape = tuple(tensor.shape)
         count = math.prod(shape)
         if data is None:
-            values = np.array(getattr(tensor.contents, field), dtype=dtype)
+            values: Array = np.array(getattr(tensor.contents, field), dtype=dtype)
             if len(values) != count:
                 raise BadInput(_misfit(tensor, f"{count} elements", f"{len(values)} in contents.{field}"))
         else:

@@ -197,6 +197,7 @@ async def test_a_call_that_its_caller_leaves_ends_as_what_it_was(
 
 
 def test_a_stage_that_fails_is_named_by_its_class(spans: InMemorySpanExporter) -> None:
+    assert tracing.server_interceptors(), "whoever makes a server or a channel looks whether somebody listens"
     with pytest.raises(BadInput), tracing.span("decode", clips=3):
         raise BadInput(SECRET)
     (span,) = spans.get_finished_spans()
