@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Speech emotion recognition: embed, train, recognise, benchmark across corpora.",
 )
 evaluate_app = typer.Typer(no_args_is_help=True, help="Run cross-corpus benchmarks and read their results.")
+study_app = typer.Typer(no_args_is_help=True, help="Measure on your own speech what to export.")
 
 # name → (where it lies, the extra that brings what it needs, its help while that is missing)
 _COMMANDS = {
@@ -32,6 +33,9 @@ _COMMANDS = {
 _EVALUATE = {
     "run": ("services.evaluating:run", "evaluator", "Train and score heads on every eligible corpus."),
     "report": ("services.evaluator.report.command:report_command", "evaluator", "Write the report of a run again."),
+}
+_STUDY = {
+    "context": ("services.study.command:context", "dev", "F1 against cost: context policies by depths."),
 }
 _SERVICES = {
     "embedder": ("services.embedder.settings:Settings", "services.embedder.server:EmbedderServer", "Embed audio."),
@@ -77,6 +81,8 @@ def build(arguments: list[str]) -> typer.Typer:
     _mount(app, _COMMANDS, first)
     _mount(evaluate_app, _EVALUATE, second if first == "evaluate" else "")
     app.add_typer(evaluate_app, name="evaluate")
+    _mount(study_app, _STUDY, second if first == "study" else "")
+    app.add_typer(study_app, name="study")
     corpora = _load("services.evaluator.corpora.commands:corpora_app", "evaluator") if first == "corpora" else None
     app.add_typer(corpora or typer.Typer(), name="corpora", help="List, check, parse and download corpora.")
     app.add_typer(_serving(second) if first == "serve" else typer.Typer(), name="serve", help="Run a service.")

@@ -67,7 +67,7 @@ class Fitting:
         from .training import fit_logistic
 
         job = self._job
-        values, statistics = _standardised(self._pooled()[chosen])
+        values, statistics = standardised(self._pooled()[chosen])
         c = job.spec.settings["c"]
         weights = fit_logistic(values, job.labels[chosen], classes=len(job.classes), c=c)
         self._meter.add(cost_of(job, len(chosen)))
@@ -81,7 +81,7 @@ class Fitting:
             values, lengths = self._frames()
             inputs: training.Inputs = training.Frames(values, lengths, chosen)
         else:
-            vectors, statistics = _standardised(self._pooled()[chosen])
+            vectors, statistics = standardised(self._pooled()[chosen])
             inputs = training.Vectors(vectors)
         weights = training.fit_mlp(
             inputs,
@@ -121,7 +121,8 @@ class Fitting:
         return self._file.open(lambda: self._vectors.frames(self._store_url, bundle=bundle, keys=self._keys))
 
 
-def _standardised(x: Floats) -> tuple[Floats, dict[str, Floats]]:
+def standardised(x: Floats) -> tuple[Floats, dict[str, Floats]]:
+    """Vectors [n, d] of zero mean and unit deviation, and the `mean` and `std` that made them so."""
     mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     std[std < 1e-6] = 1.0  # a constant dimension says nothing, whatever it is divided by
     statistics = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
