@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -29,6 +29,8 @@ CONVERT = (
     f"for k, v in torch.load(f, weights_only=True).items()}}, '{WEIGHTS}')\""
 )
 OPTIONAL = ("preprocessor_config.json",)
+
+Named = TypeVar("Named", bound=Mapping[str, Tensor])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,8 @@ class Checkpoint:
         path = self.folder / OPTIONAL[0]
         return _json(path) if path.is_file() else {}
 
-    def tensors(self, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-        """Tensors in float32 whose name starts with one of `prefixes`, named without it.
+    def tensors(self, prefixes: tuple[str, ...]) -> "Tensors":
+        """Tensors whose name starts with one of `prefixes`, named without it.
 
         Raises:
             BadInput: when there is none, or a file cannot be read.
@@ -63,12 +65,35 @@ class Checkpoint:
                 for name in file.keys():  # noqa: SIM118 - safetensors' file is not a mapping
                     prefix = next((p for p in prefixes if name.startswith(p)), None)
                     if prefix is not None:
-                        found[name.removeprefix(prefix)] = file.get_tensor(name).float()
+                        found[name.removeprefix(prefix)] = file.get_tensor(name)
         if not found:
             raise BadInput(
                 f"checkpoint {self.name} has no tensors named {' or '.join(prefixes)}…: is it the right family?"
             )
-        return found
+        return Tensors(found)
+
+
+class Tensors(Mapping[str, Tensor]):
+    """A checkpoint's tensors, float32 when they are read.
+
+    Until then they are pages of the mapped file: a depth that is cut away, or a tensor that is read once and copied,
+    takes no memory.
+
+    Args:
+        stored: by name, as the file holds them.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[name].float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def open_checkpoint(source: str) -> Checkpoint:
@@ -91,7 +116,7 @@ def open_checkpoint(source: str) -> Checkpoint:
     return _local(folder, name=source)
 
 
-def checked(name: str, expected: Mapping[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+def checked(name: str, expected: Mapping[str, Tensor], found: Named) -> Named:
     """`found`, if it has the tensors and shapes that the config promises.
 
     Raises:

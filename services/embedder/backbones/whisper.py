@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from services.embedder.backbones.checkpoint import Checkpoint
+from services.embedder.backbones.checkpoint import Checkpoint, checked
 from services.embedder.backbones.frontend import HOP, RATE_HZ
 from services.embedder.backbones.logmel import LogMelReference
 from services.embedder.backbones.whisper_graph import BORDER, FRAME, GOLDEN, WINDOW, Shape, WhisperGraph
@@ -87,9 +87,11 @@ class WhisperBackbone:
         return WhisperReference(self.config, self.weights(), context=context, blocks=blocks)
 
     def weights(self) -> Mapping[str, Tensor]:
-        """The encoder's tensors in float32, found once."""
+        """The encoder's tensors in float32, found once and checked."""
         if self._weights is None:
-            self._weights = self.checkpoint.tensors(PREFIXES)
+            with torch.device("meta"):
+                expected = WhisperEncoder(self.config).state_dict()
+            self._weights = checked(self.name, expected, self.checkpoint.tensors(PREFIXES))
         return self._weights
 
     def _refuse_what_differs(self) -> None:

@@ -1,0 +1,194 @@
+"""What can be wrong with a checkpoint, of every family: each a clear error before any work is lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.small_models import SMALL_MODELS, save
+from services.embedder.backbones import open_backbone
+from services.embedder.backbones.checkpoint import CONVERT
+from services.embedder.export import beside, export
+from services.embedder.leftovers import OLD, sweep
+from services.embedder.runtimes.torch import TorchRuntime
+from servox.errors import BadInput, BadSetting
+
+FAMILIES = ("whisper-80", "wav2vec2-robust", "hubert-base", "wavlm-base", "mert-base", "w2v-bert", "clap")
+RATES = {"mert": 24_000, "clap": 48_000}
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("originals")
+    return lambda name: folder / name if (folder / name).exists() else save(folder, name)
+
+
+@pytest.fixture(params=FAMILIES)
+def copy(request: pytest.FixtureRequest, originals: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A checkpoint to spoil, in a folder named after its family."""
+    shutil.copytree(originals(request.param), tmp_path / request.param)
+    return tmp_path / request.param
+
+
+def edited(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refused(folder: Path, words: str, *, blocks: int | str = "all") -> None:
+    """Export says `words` and leaves nothing beside the checkpoint."""
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(BadInput, match=words):
+        export(str(folder), folder.parent / "bundle", blocks=blocks)
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def encoder_tensor(tensors: dict[str, torch.Tensor]) -> str:
+    """A tensor of the encoder's last block that every family must have."""
+    kinds = ("layers.2.fc1.weight", "layers.1.feed_forward.intermediate_dense.weight",
+             "layers.1.ffn1.intermediate_dense.weight", "layers.3.blocks.1.intermediate.dense.weight")  # fmt: skip
+    return next(name for name in tensors if name.endswith(kinds) and "decoder" not in name)
+
+
+def test_an_unknown_family(copy: Path) -> None:
+    edited(copy / "config.json", model_type="bert")
+    refused(copy, "of the family 'bert', which cannot be exported: use one of whisper, wav2vec2, .*clap.*logmel")
+
+
+def test_a_missing_tensor(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    name = encoder_tensor(tensors)
+    save_file({key: t for key, t in tensors.items() if key != name}, copy / "model.safetensors")
+    refused(copy, rf"lacks the tensor .*{name[-18:]}")
+
+
+def test_a_tensor_that_the_config_does_not_know(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    name = encoder_tensor(tensors)
+    save_file({**tensors, name.replace("weight", "adapter"): torch.ones(3)}, copy / "model.safetensors")
+    refused(copy, "a tensor .*adapter that its config.json does not know")
+
+
+def test_a_tensor_of_another_shape(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    name = encoder_tensor(tensors)
+    save_file({**tensors, name: tensors[name][:-1].contiguous()}, copy / "model.safetensors")
+    refused(copy, r"tensor .* is \[\d+, \d+\] and its config.json says \[\d+, \d+\]")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.9])
+def test_a_truncated_file(copy: Path, keep: float) -> None:
+    path = copy / "model.safetensors"
+    os.truncate(path, int(path.stat().st_size * keep))
+    refused(copy, "model.safetensors of the checkpoint is damaged or cut short .*fetch the checkpoint again")
+
+
+def test_a_pickle_is_refused_with_the_way_to_convert_it(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(tensors, copy / "pytorch_model.bin")
+    refused(copy, f"{copy.name} holds its weights as a pickle.*convert it where you trust it")
+
+
+def test_the_conversion_reads_one_pickle_or_several(originals: Callable[[str], Path], tmp_path: Path) -> None:
+    tensors = load_file(originals("mert-base") / "model.safetensors")
+    names = sorted(tensors)
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        torch.save({name: tensors[name] for name in part}, tmp_path / f"pytorch_model-0000{number}-of-00002.bin")
+    (tmp_path / "pytorch_model.bin.index.json").write_text("{}")
+    shutil.copy(originals("mert-base") / "config.json", tmp_path)
+    with pytest.raises(BadInput, match="as a pickle"):
+        open_backbone(str(tmp_path))
+    subprocess.run(CONVERT.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    converted = load_file(tmp_path / "model.safetensors")
+    assert converted.keys() == tensors.keys()
+    assert all(torch.equal(converted[name], tensors[name]) for name in tensors)
+
+
+def test_a_wrong_sampling_rate(copy: Path) -> None:
+    edited(copy / "preprocessor_config.json", sampling_rate=8000)
+    refused(copy, f"sampling_rate 8000: only .*{RATES.get(copy.name.partition('-')[0], 16_000)}")
+
+
+def test_a_shard_that_is_not_there(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model-1-of-1.safetensors")}))
+    refused(copy, r"lacks model-1-of-1\.safetensors, which its model\.safetensors\.index\.json names")
+    for named in ({}, {"x": "../elsewhere.safetensors"}, ["x"]):
+        index.write_text(json.dumps({"weight_map": named}))
+        refused(copy, "names no files beside it")
+
+
+@pytest.mark.parametrize("blocks", [-1, 99])
+def test_a_depth_that_is_not_there(copy: Path, blocks: int) -> None:
+    with pytest.raises(BadSetting, match=rf"--blocks {blocks} is out of range for {copy.name}: use 0 to \d, or all"):
+        export(str(copy), copy.parent / "bundle", blocks=blocks)
+
+
+def test_audio_shorter_than_the_receptive_field_gives_one_frame(copy: Path) -> None:
+    """The server refuses such a clip; the graph itself takes it as followed by silence, and stays finite."""
+    backbone = open_backbone(str(copy))
+    graph = TorchRuntime(backbone.graph(backbone.default_context, 1))
+    width = max(backbone.window_samples, 2)
+    pcm = np.random.default_rng(0).normal(0, 0.1, (2, width)).astype(np.float32)
+    result = graph.run(pcm, np.array([1, width]), frames=True)
+    assert np.isfinite(result.statistics).all()
+    assert np.abs(result.statistics[0, :, 1]).max() < 1e-4  # one frame has no spread
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_every_small_model_is_of_a_known_family(originals: Callable[[str], Path], name: str) -> None:
+    backbone = open_backbone(str(originals(name)))
+    assert len(backbone.layers(backbone.blocks)) > backbone.blocks
+    assert backbone.rate_hz == RATES.get(
+        name, 24_000 if name.startswith("mert") else 48_000 if "clap" in name else 16_000
+    )
+
+
+def test_an_export_that_is_killed_leaves_no_half_bundle(tmp_path: Path) -> None:
+    """What it leaves is hidden, and the next export sweeps it."""
+    out = tmp_path / "bundle"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from services.embedder.export import export; export('logmel', {str(out)!r})"]
+    )
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob(".bundle.*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    sweep(out)
+    assert len(list(tmp_path.glob(".bundle.*"))) == 1  # another export does not sweep what is in use
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    sweep(out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_one_copy_of_a_bundle_is_never_swept(tmp_path: Path) -> None:
+    """A kill between the two renames of a replacement leaves the old bundle under its hidden name only."""
+    old = tmp_path / f".bundle.{OLD}x" / "bundle"
+    old.mkdir(parents=True)
+    (tmp_path / ".bundle.file").write_text("mine")
+    (tmp_path / ".bundles.y").mkdir()
+    sweep(tmp_path / "bundle")
+    assert old.is_dir()
+    (tmp_path / "bundle").mkdir()
+    sweep(tmp_path / "bundle")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.file", ".bundles.y", "bundle"]
+
+
+def test_a_bundle_in_the_making_is_held(tmp_path: Path) -> None:
+    with beside(tmp_path / "bundle") as folder:
+        sweep(tmp_path / "bundle")
+        assert folder.is_dir()
+    assert list(tmp_path.iterdir()) == []
