@@ -3,6 +3,10 @@
 - A pure state machine with the clock passed in: no asyncio, no threads, no I/O. The dataplane owns the one instance.
 - A single call is refused at once when the budget is full, with a time after which a retry has a chance: what is over
   the budget, divided by the rate at which audio has lately been finished.
+- A single call whose deadline would pass while it waits is refused at once as well: its caller learns in milliseconds
+  what it would else learn when its time is up, and the device works for those who can still be answered. By the rate
+  of late, what is in flight must take no more than a share of the caller's time: short clips overtake (HRRN), so the
+  longer ones wait longer than the average.
 - Streams wait instead, and only up to their share of the budget, so that bulk work never locks out single calls.
 - Before decoding the length is a guess from the first bytes; `amend` puts the decoded length in its place.
 """
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from servox.errors import BadSetting, Overloaded
 
 STREAM_SHARE = 0.75
+DEADLINE_SHARE = 0.7  # simulated at 120 and 300 % load: less refuses what could be answered, more admits what cannot
 MEMORY_S = 5.0  # how far back the drain rate looks, in seconds of busy time
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 10.0
 
@@ -54,17 +59,27 @@ class Admission:
         """What is in flight now."""
         return Load(clips=self._clips, audio_s=self._audio_s)
 
-    def admit(self, seconds: float, *, now: float) -> None:
-        """Takes a single call in.
+    def admit(self, seconds: float, *, now: float, remaining_s: float = math.inf) -> None:
+        """Takes a single call in; `remaining_s` is the time that its caller leaves it.
 
         Raises:
-            Overloaded: the budget is full; carries the time after which to retry.
+            Overloaded: the budget is full, or so much is in flight that the answer would come too late; carries the
+                time after which to retry.
         """
         if not self._fits(seconds, self._budget_s):
             raise Overloaded(
                 f"{self._audio_s:.0f} s of audio are in flight and the limit is {self._budget_s:g} s; "
                 "retry later or add replicas",
-                retry_after_s=self._retry_after_s(seconds),
+                retry_after_s=self._retry_after_s(self._audio_s + seconds - self._budget_s),
+            )
+        # Before anything was finished nothing is known; and what is expired already is not refused as overload.
+        in_time_s = DEADLINE_SHARE * remaining_s * self._rate if self._rate > 0 < remaining_s else math.inf
+        if not self._fits(seconds, in_time_s):
+            raise Overloaded(
+                f"{self._audio_s:.0f} s of audio are in flight and about {self._rate:.0f} s are finished each second: "
+                f"the answer would come after the deadline in {remaining_s:.2f} s; retry later, allow more time or add "
+                "replicas",
+                retry_after_s=self._retry_after_s(self._audio_s + seconds - in_time_s),
             )
         self._take(seconds, now)
 
@@ -79,10 +94,10 @@ class Admission:
         """Puts the decoded length in place of the guess that was admitted."""
         self._audio_s += decoded_s - guessed_s
 
-    def release(self, seconds: float, *, now: float) -> None:
-        """Gives back what one clip held: it was answered, refused, or its caller left."""
+    def release(self, seconds: float, *, now: float, answered: bool = True) -> None:
+        """Gives back what one clip held: it was answered; or refused, or its caller left, which is no work done."""
         self._advance(now)
-        self._finished_s += seconds
+        self._finished_s += seconds if answered else 0.0
         self._clips -= 1
         # An empty server holds exactly nothing: the rounding of many sums must not add up.
         self._audio_s = self._audio_s - seconds if self._clips else 0.0
@@ -105,8 +120,12 @@ class Admission:
             self._busy_s = self._busy_s * fade + passed_s
         self._last_s = now
 
-    def _retry_after_s(self, seconds: float) -> float:
-        if self._finished_s <= 0 or self._busy_s <= 0:
+    @property
+    def _rate(self) -> float:
+        """Seconds of audio finished in a second of work, of late; 0 before anything was."""
+        return self._finished_s / self._busy_s if self._busy_s > 0 else 0.0
+
+    def _retry_after_s(self, over_s: float) -> float:
+        if not self._rate:
             return 1.0
-        over_s = self._audio_s + seconds - self._budget_s
-        return min(max(over_s * self._busy_s / self._finished_s, SHORTEST_RETRY_S), LONGEST_RETRY_S)
+        return min(max(over_s / self._rate, SHORTEST_RETRY_S), LONGEST_RETRY_S)

@@ -7,7 +7,9 @@
 - The next clip is the one with the highest response ratio (wait + cost) / cost (HRRN, Brinch Hansen 1971): short clips
   go first, and a long clip's turn comes as it ages. For speech the clip's length is a good proxy of its cost
   (arXiv 2603.11273), and pure shortest-first would starve the long ones.
-- What is expired or cancelled is never run.
+- What is expired or cancelled is never run. What can hardly be answered by its deadline any more goes last: work on it
+  would take the time of clips that can. It is not dropped, because the cost is an estimate: a wrong one must not stop
+  the device, whose next batch corrects it.
 """
 
 from bisect import bisect_left
@@ -102,7 +104,7 @@ def form(pending: Sequence[T], budget: Budget, *, now: float) -> Batch[T]:
     """The batch to run at `now`: empty only if nothing that may run is pending."""
     dropped = tuple(clip for clip in pending if clip.cancelled or clip.deadline_s <= now)
     gone = set(map(id, dropped))
-    ranked = sorted((clip for clip in pending if id(clip) not in gone), key=lambda clip: -_ratio(clip, budget, now))
+    ranked = sorted((clip for clip in pending if id(clip) not in gone), key=lambda clip: _rank(clip, budget, now))
     chosen: list[T] = []
     width = 0
     for clip in ranked:
@@ -118,9 +120,10 @@ def form(pending: Sequence[T], budget: Budget, *, now: float) -> Batch[T]:
     return Batch(clips=tuple(chosen), samples=width, dropped=dropped)
 
 
-def _ratio(clip: Waiting, budget: Budget, now: float) -> float:
+def _rank(clip: Waiting, budget: Budget, now: float) -> tuple[bool, float]:
+    """The first runs first: whether it will be late, then the response ratio, highest first."""
     cost_s = budget.padded(clip.samples) * budget.cost_s
-    return (now - clip.arrived_s + cost_s) / cost_s
+    return now + cost_s > clip.deadline_s, -(now - clip.arrived_s + cost_s) / cost_s
 
 
 def _lane(clip: Waiting, budget: Budget) -> tuple[int, bool]:

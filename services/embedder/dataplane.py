@@ -94,16 +94,16 @@ class Dataplane:
         self._metrics = metrics
 
     async def embed(self, request: Request, *, deadline_s: float = math.inf) -> Embedded:
-        """Embeds one clip, or refuses at once when the server is full.
+        """Embeds one clip, or refuses at once when the server is full or too busy to answer by `deadline_s`.
 
         Raises:
             BadInput: a request, or audio, that no retry will help.
-            Overloaded: too much audio is in flight.
+            Overloaded: too much audio is in flight, or too much for this deadline.
             DeadlineExpired: the answer would come after `deadline_s`.
             Unavailable: the device is gone.
         """
         self._check(request)
-        seat = self._gate.take(self._guess_s(request))
+        seat = self._gate.take(self._guess_s(request), deadline_s=deadline_s)
         return await self.embed_seated(request, seat, deadline_s=deadline_s)
 
     async def seat(self, request: Request) -> Seat:

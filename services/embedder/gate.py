@@ -5,6 +5,7 @@ leaving its `with` block, for whatever reason, gives the seat back and lets the 
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Self
@@ -27,8 +28,8 @@ class Seat:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._gate.release(self._seconds)
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        self._gate.release(self._seconds, answered=kind is None)
 
 
 class Gate:
@@ -46,13 +47,14 @@ class Gate:
         self._changed = changed
         self._queue: deque[tuple[float, asyncio.Future[Seat]]] = deque()
 
-    def take(self, seconds: float) -> Seat:
-        """A seat for a single call.
+    def take(self, seconds: float, *, deadline_s: float = math.inf) -> Seat:
+        """A seat for a single call; `deadline_s` is the clock's time when its answer is of no more use.
 
         Raises:
-            Overloaded: there is none now.
+            Overloaded: there is none now, or its turn would come too late.
         """
-        self._admission.admit(seconds, now=self._clock())
+        now = self._clock()
+        self._admission.admit(seconds, now=now, remaining_s=deadline_s - now)
         self._changed(self._admission.load)
         return Seat(self, seconds)
 
@@ -68,7 +70,7 @@ class Gate:
         except asyncio.CancelledError:
             # The seat may have been handed over in the very moment in which the caller left.
             if promise.done() and not promise.cancelled():
-                promise.result().__exit__()
+                promise.result().__exit__(asyncio.CancelledError)
             else:
                 self._let_in()
             raise
@@ -78,9 +80,9 @@ class Gate:
         self._admission.amend(guessed_s, decoded_s)
         self._let_in()
 
-    def release(self, seconds: float) -> None:
+    def release(self, seconds: float, *, answered: bool) -> None:
         """A clip is done with."""
-        self._admission.release(seconds, now=self._clock())
+        self._admission.release(seconds, now=self._clock(), answered=answered)
         self._let_in()
 
     def _let_in(self) -> None:

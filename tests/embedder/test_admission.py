@@ -3,7 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.embedder.admission import LONGEST_RETRY_S, SHORTEST_RETRY_S, STREAM_SHARE, Admission
+from services.embedder.admission import (
+    DEADLINE_SHARE,
+    LONGEST_RETRY_S,
+    SHORTEST_RETRY_S,
+    STREAM_SHARE,
+    Admission,
+)
 from servox.errors import BadSetting, Overloaded
 
 BUDGET_S, LONGEST_S = 60.0, 30.0
@@ -66,6 +72,58 @@ def test_before_anything_was_finished_the_retry_time_is_a_second() -> None:
     with pytest.raises(Overloaded) as caught:
         admission.admit(1, now=0)
     assert caught.value.retry_after_s == 1.0
+
+
+def _finishing(rate: float, *, answered: bool = True) -> tuple[Admission, float]:
+    """20 s of audio in flight, finished and followed at `rate` seconds of audio a second; and the time."""
+    admission, now = _admission(), 0.0
+    for _ in range(20):
+        admission.admit(1, now=now)
+    for _ in range(1000):
+        now += 1 / rate
+        admission.release(1, now=now, answered=answered)
+        admission.admit(1, now=now)
+    return admission, now
+
+
+@given(rate=st.floats(5, 500), share=st.floats(0.1, 5))
+def test_a_call_that_would_be_answered_too_late_is_refused_at_once(rate: float, share: float) -> None:
+    admission, now = _finishing(rate)
+    needs_s = 21 / rate / DEADLINE_SHARE
+    if share > 1.1:
+        admission.admit(1, now=now, remaining_s=share * needs_s)
+    elif share < 0.9:
+        with pytest.raises(Overloaded, match=r"after the deadline in") as caught:
+            admission.admit(1, now=now, remaining_s=share * needs_s)
+        after_s = (1 - share) * 21 / rate  # when so much is finished that the same call would be in time
+        assert caught.value.retry_after_s == pytest.approx(
+            min(max(after_s, SHORTEST_RETRY_S), LONGEST_RETRY_S), rel=0.1, abs=0.01 / rate
+        )
+    else:
+        admission.admit(1, now=now)
+
+
+def test_an_idle_server_admits_whatever_the_deadline() -> None:
+    admission, now = _finishing(2.0)
+    for _ in range(20):
+        admission.release(1, now=now)
+    admission.admit(30, now=now, remaining_s=0.01)
+
+
+def test_what_was_not_answered_does_not_make_the_server_look_fast() -> None:
+    admission, now = _finishing(500, answered=False)
+    admission.admit(1, now=now, remaining_s=0.001)  # nothing was finished, so nothing is known
+    answered, now = _finishing(10)
+    for _ in range(50):  # a storm of callers that leave
+        answered.admit(1, now=now)
+        answered.release(1, now=now, answered=False)
+    with pytest.raises(Overloaded, match="about 10 s are finished each second"):
+        answered.admit(1, now=now, remaining_s=1)
+
+
+def test_an_expired_call_is_not_called_an_overload() -> None:
+    admission, now = _finishing(10)
+    admission.admit(1, now=now, remaining_s=-0.5)
 
 
 def test_streams_leave_room_for_single_calls() -> None:

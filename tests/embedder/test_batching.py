@@ -127,3 +127,20 @@ def test_a_budget_that_cannot_hold_the_longest_clip_is_refused(seconds: float, c
 def test_buckets_ascend() -> None:
     with pytest.raises(BadSetting, match="ascending"):
         Budget(samples=100, clips=1, buckets=(20, 10), step=1, cost_s=1.0)
+
+
+@given(pending=_waiters(10.0), budget=BUDGETS)
+def test_what_can_be_answered_in_time_runs_before_what_cannot(pending: list[Waiter], budget: Budget) -> None:
+    batch = form(pending, budget, now=10.0)
+    if batch.clips:
+        in_time = {
+            w.name
+            for w in pending
+            if not w.cancelled and 10.0 + budget.padded(w.samples) * budget.cost_s <= w.deadline_s
+        }
+        assert not in_time or batch.clips[0].name in in_time
+
+
+def test_a_wrong_cost_does_not_stop_the_device() -> None:
+    hopeless = Waiter(name=0, samples=RATE, deadline_s=0.1)
+    assert form([hopeless], _budget(cost_s=1.0), now=0.0).clips == (hopeless,)

@@ -1,10 +1,11 @@
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from services.embedder.admission import Admission, Load
 from services.embedder.gate import Gate, Seat
-from servox.errors import Overloaded
+from servox.errors import BadAudio, Overloaded
 
 
 class Harness:
@@ -71,3 +72,16 @@ async def test_a_shorter_clip_than_guessed_makes_room() -> None:
     assert waiting.done()
     seat.__exit__()
     assert harness.loads[-1] == Load(clips=1, audio_s=20)
+
+
+async def test_a_seat_knows_whether_its_clip_was_answered() -> None:
+    now = 0.0
+    gate = Gate(Admission(budget_s=100, longest_s=30), clock=lambda: now, changed=lambda _: None)
+    for _ in range(5):
+        with gate.take(10), suppress(BadAudio), gate.take(10):
+            now += 1.0
+            raise BadAudio("half of them fail")
+    with gate.take(10), pytest.raises(Overloaded, match=r"about 10 s are finished each second"):
+        gate.take(10, deadline_s=now + 1.5)
+    with gate.take(10):
+        gate.take(10, deadline_s=now + 3.0)
