@@ -5,7 +5,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 STAMP := .venv/.installed
 
-.PHONY: setup demo paper test lint type proto contracts manifests images tools
+.PHONY: setup demo paper test lint type proto conformance contracts manifests images tools
 
 setup: $(STAMP)
 
@@ -36,6 +36,9 @@ type: setup
 
 proto: setup  ## generate the stubs again
 	scripts/stubs.sh
+
+conformance: setup  ## NVIDIA's tritonclient against a running embedder
+	$(BIN)/python -m pytest tests/embedder/test_tritonclient.py -n0 -rs
 
 contracts: setup tools  ## protos: style, breaking changes, stubs in step
 	PYTHON=$(BIN)/python scripts/contracts.sh

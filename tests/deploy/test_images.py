@@ -14,7 +14,11 @@ from servox import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("embedder", "prober", "evaluator")
-EXTRAS = {"embedder": {"embedder"}, "prober": {"prober", "train"}, "evaluator": {"evaluator"}}
+EXTRAS = {
+    "embedder": {"embedder", "tracing"},
+    "prober": {"prober", "train", "tracing"},
+    "evaluator": {"evaluator", "tracing"},
+}
 
 
 def text(service: str) -> str:
