@@ -108,7 +108,7 @@ class Device:
             for thread, runtime in zip(self._threads, self._runtimes, strict=True):
                 thread.join(CLOSE_S)
                 if thread.is_alive():
-                    log.error("a device thread is stuck and is left behind", extra={"thread": thread.name})
+                    log.error("a device thread is stuck and is left behind", extra={"stuck": thread.name})
                 else:
                     runtime.close()
 

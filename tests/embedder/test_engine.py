@@ -49,11 +49,16 @@ def _refuse_poison(pcm: Pcm) -> None:
 
 @asynccontextmanager
 async def running(
-    *runtimes: FakeRuntime, clips: int = 4, stuck_after_s: float = 20, metrics: Metrics | None = None
+    *runtimes: FakeRuntime,
+    clips: int = 4,
+    stuck_after_s: float = 20,
+    canary_every_s: float = 60,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Engine]:
     budget = Budget(samples=6400, clips=clips, buckets=(800, 1600), step=100, cost_s=1e-4)
     device = Device(runtimes, stuck_after_s=stuck_after_s)
-    engine = Engine(device, budget=budget, rate_hz=1600, metrics=EmbedderMetrics(metrics or Metrics()))
+    counters = EmbedderMetrics(metrics or Metrics())
+    engine = Engine(device, budget=budget, rate_hz=1600, metrics=counters, canary_every_s=canary_every_s)
     await engine.start()
     try:
         yield engine
@@ -180,6 +185,78 @@ async def test_a_batch_that_does_not_come_back_is_a_dead_device() -> None:
             assert engine.failed.done()
     finally:
         gate.set()
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+async def test_a_device_that_dies_while_nobody_calls_is_noticed_on_every_thread(dead: int) -> None:
+    broken = threading.Event()
+
+    def hook(pcm: Pcm) -> None:
+        if broken.is_set():
+            raise RuntimeError("device lost")
+
+    runtimes = [FakeRuntime(), FakeRuntime()]
+    runtimes[dead].hook = hook
+    async with running(*runtimes, canary_every_s=0.02) as engine:
+        await asyncio.sleep(0.1)
+        assert not engine.failed.done(), "a healthy device passes"
+        assert min(len(runtime.widths) for runtime in runtimes) > 2, "and every thread is tried"
+        broken.set()
+        assert "idle, a canary failed" in str(await asyncio.wait_for(engine.failed, 10))
+        with pytest.raises(Unavailable, match="device lost"):
+            await engine.run(_clip(1), frames=False)
+
+
+async def test_a_device_that_hangs_while_nobody_calls_is_noticed() -> None:
+    stuck, gate = threading.Event(), threading.Event()
+    try:
+        async with running(
+            FakeRuntime(lambda _: stuck.is_set() and gate.wait(20)), canary_every_s=0.02, stuck_after_s=0.1
+        ) as engine:
+            stuck.set()
+            assert "did not come back" in str(await asyncio.wait_for(engine.failed, 10))
+    finally:
+        gate.set()
+
+
+async def test_a_device_at_work_is_not_bothered_by_canaries() -> None:
+    runtime = FakeRuntime()
+    async with running(runtime, canary_every_s=0.05) as engine:
+        for _ in range(40):
+            await engine.run(_clip(1.0), frames=False)
+            await asyncio.sleep(0.005)
+        assert runtime.widths.count((1, 800)) <= 2, "one at the start, and hardly one after"
+
+
+async def test_a_start_that_is_cancelled_leaves_no_thread_waiting_for_the_other() -> None:
+    gate = threading.Event()
+    runtimes = FakeRuntime(), FakeRuntime(lambda _: gate.wait(20))
+    device = Device(runtimes, stuck_after_s=20)
+    warming = asyncio.create_task(device.warm((800,)))
+    while not runtimes[0].widths:  # noqa: ASYNC110 -- a list has no event
+        await asyncio.sleep(0.005)
+    warming.cancel()
+    await asyncio.gather(warming, return_exceptions=True)
+    gate.set()
+    await asyncio.wait_for(asyncio.to_thread(device.close, wait=True), 10)
+    assert runtimes[0].closed
+    assert runtimes[1].closed
+
+
+async def test_closing_waits_for_a_stuck_thread_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.embedder.device.CLOSE_S", 0.05)
+    gate = threading.Event()
+    stuck = FakeRuntime(lambda _: gate.wait(20))
+    device = Device((stuck,), stuck_after_s=20)
+    warming = asyncio.create_task(device.warm((800,)))
+    while not stuck.widths:  # noqa: ASYNC110 -- a list has no event
+        await asyncio.sleep(0.005)
+    try:
+        device.close(wait=True)
+        assert not stuck.closed, "a runtime in use is not freed"
+    finally:
+        gate.set()
+    await warming
 
 
 class Gated:

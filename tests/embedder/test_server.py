@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.embedder.server import EmbedderServer
 from services.embedder.settings import Settings
 from servox.client import Client, Clip, Embedding, pcm
-from servox.errors import BundleError
+from servox.errors import BundleError, Unavailable
+from servox.rpc import Tls
 from servox.telemetry import Metrics
 
 MAIN = "from services.cli import main; main()"
@@ -168,9 +169,43 @@ async def test_three_servers_in_one_process_keep_apart(tiny_bundle: Path, tmp_pa
         await server.stop()
 
 
-async def test_a_socket_that_cannot_be_bound_leaves_nothing_running(tiny_bundle: Path, tmp_path: Path) -> None:
-    from servox.errors import Unavailable
+async def test_stopping_twice_or_before_or_during_a_start_is_harmless(tiny_bundle: Path, tmp_path: Path) -> None:
+    for pause_s in (None, 0.0, 0.05, 0.4):  # not started at all; cancelled at once; while it loads; while it warms
+        flags = {"bundle": tiny_bundle, "grpc_socket": tmp_path / "e.sock", "metrics_port": 0, "decode_workers": 1}
+        server = EmbedderServer(Settings.load(flags), Metrics())
+        if pause_s is not None:
+            starting = asyncio.create_task(server.start())
+            await asyncio.sleep(pause_s)
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.gather(server.stop(), server.stop())
+        await server.stop()
 
+
+async def test_a_process_asks_its_callers_for_certificates(tiny_bundle: Path, tmp_path: Path) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl here to make certificates with")
+    for arguments in (
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca",
+        "req -newkey rsa:2048 -nodes -keyout own.key -out own.csr -subj /CN=localhost -addext "
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out own.pem -days 2 -copy_extensions copy",
+    ):
+        await (await asyncio.create_subprocess_exec("openssl", *arguments.split(), cwd=tmp_path, stderr=-3)).wait()
+    certificate, key, ca = (tmp_path / name for name in ("own.pem", "own.key", "ca.pem"))
+    pair = ("--tls-certificate", certificate, "--tls-key", key, "--tls-client-ca", ca)
+    async with process("--bundle", tiny_bundle, "--grpc-port", 0, "--metrics-port", 0, *pair) as started:
+        address = await _address(started)
+        async with Client(embedder=address, tls=Tls(certificate=certificate, key=key, ca=ca)) as known:
+            assert (await known.describe()).bundle.source == "tiny"
+        trusting = Tls(ca=ca).client()
+        async with grpc.aio.secure_channel(address, trusting, options=[("grpc.enable_retries", 0)]) as stranger:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await health_pb2_grpc.HealthStub(stranger).Check(health_pb2.HealthCheckRequest())
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_socket_that_cannot_be_bound_leaves_nothing_running(tiny_bundle: Path, tmp_path: Path) -> None:
     settings = Settings.load(
         {"bundle": tiny_bundle, "grpc_socket": tmp_path / "none" / "e.sock", "metrics_port": 0, "streams": 1}
     )

@@ -70,7 +70,13 @@ class Bench:
 async def serving(bundle: Path, folder: Path, **flags: object) -> AsyncIterator[Bench]:
     gate, metrics = threading.Event(), Metrics()
     gate.set()
-    given: dict[str, object] = {"bundle": bundle, "grpc_socket": folder / "e.sock", "metrics_port": 0, "streams": 1}
+    given: dict[str, object] = {
+        "bundle": bundle,
+        "grpc_socket": folder / "e.sock",
+        "metrics_port": 0,
+        "streams": 1,
+        "decode_workers": 1,
+    }
     settings = Settings.load({**given, **flags})
     server = EmbedderServer(settings, metrics, opened=lambda *a, **k: GatedRuntime(choose(*a, **k), gate))
     bench = Bench(server, metrics, gate, await server.start())
