@@ -20,7 +20,6 @@ import json
 import math
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,13 +39,13 @@ from bench.peers.catalogue import OURS, SERVERS, TRIED, Server, Setting, interpr
 from bench.peers.options import Options
 from bench.peers.processes import MARK, Running, guarded
 from bench.server_report import Cell, print_cells, write_plots
+from bench.server_start import free_port, ready
 from servox import cpus
 from servox.settings import home
 
 CLIENTS = (1, 4, 16, 64)
 SHARES = (0.5, 0.8, 1.2, 3.0)
 PATIENCE_S = 30.0  # of a closed loop's clients
-START_S = 120.0
 STARTS = 3
 SETTLE_S = 20.0
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,13 +112,6 @@ def _plan(given: argparse.Namespace) -> Plan:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class House:
     """Starts servers, with what all of them share.
 
@@ -158,7 +150,7 @@ class House:
         """The options of one server, at a port of its own."""
         return options(
             bundle=self.bundle,
-            port=_free_port(),
+            port=free_port(),
             cores=cpus.here(),
             deadline_ms=self._deadline_ms,
             setting=setting,
@@ -181,9 +173,8 @@ class House:
                 log=self.scratch / f"{name}-{self._number}.log",
             )
             subject = Subject(server=server, told=told, running=running, files=self.files)
-            why = await _ready(subject)
+            why = await ready(subject.target(), running)
             if not why:
-                running.settle()
                 return subject
             running.stop()
         return why
@@ -202,25 +193,6 @@ class House:
         )
         _read_line(process)
         return process
-
-
-async def _ready(subject: Subject) -> str:
-    """Waits until a server answers; why it will not, or nothing."""
-    until_s = time.monotonic() + START_S
-    target = subject.target()
-    last = "no answer"
-    try:
-        while time.monotonic() < until_s and subject.running.alive:
-            try:
-                await target.ask(0, patience_s=10.0)
-            except Exception as error:  # noqa: BLE001 -- whatever a server does that is not ready yet
-                last = repr(error)
-                await asyncio.sleep(0.25)
-            else:
-                return ""
-    finally:
-        await target.close()
-    return f"it did not answer within {START_S:g} s ({last}); its log ends: {subject.running.last_words()}"
 
 
 async def _settled(subject: Subject, limit_ms: float) -> float:
@@ -443,7 +415,7 @@ async def _check_and_warm(subjects: Sequence[Subject], plan: Plan) -> dict[str, 
 
 
 def _best(name: str) -> Setting:
-    return TRIED.get(name, [{}])[0]
+    return TRIED.get(name, ({},))[0]
 
 
 async def _compare(house: House, given: argparse.Namespace, plan: Plan) -> dict[str, Any]:
@@ -477,7 +449,7 @@ async def _tune(house: House, given: argparse.Namespace, plan: Plan) -> dict[str
     rows: list[dict[str, Any]] = []
     ours: float = 0.0
     for name in [OURS, *(name for name in given.servers if name != OURS)]:
-        for setting in TRIED.get(name, [{}]):
+        for setting in TRIED.get(name, ({},)):
             found = await house.start(name, setting)
             if isinstance(found, str):
                 rows.append({"server": name, **setting, "failed": found})

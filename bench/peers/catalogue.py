@@ -32,31 +32,41 @@ BYTES = {"Content-Type": "application/octet-stream"}
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-def _settings(workers: Sequence[tuple[int, int]], **axes: Sequence[float]) -> list[dict[str, float]]:
-    """Every combination, encoders first."""
-    found: list[dict[str, float]] = [{"workers": count, "threads": threads} for count, threads in workers]
-    for name, values in axes.items():
-        found = [{**one, name: value} for one in found for value in values]
-    return found
+# One encoder a processor with one thread each, or one encoder with all threads (written for two processors).
+EACH: Setting = {"workers": 2, "threads": 1}
+ALL: Setting = {"workers": 1, "threads": 2}
 
-
-TRIED: Mapping[str, list[dict[str, float]]] = {
-    "mosec": [
-        *_settings([(2, 1)], batch=(1, 4), wait_ms=(1, 5), queue=(64,), decoders=(0, 1)),
-        *_settings([(1, 2)], batch=(4, 8), wait_ms=(5,), queue=(64,), decoders=(1,)),
-    ],
-    "litserve": [
-        *_settings([(2, 1)], batch=(1, 4), wait_ms=(0, 5)),
-        *_settings([(1, 2)], batch=(1, 8), wait_ms=(0, 5)),
-    ],
-    "bentoml": [
-        *_settings([(2, 1)], batch=(1, 4), queue=(64, 32)),
-        *_settings([(1, 2)], batch=(4, 8), queue=(64,)),
-    ],
-    "triton": [
-        *_settings([(2, 1)], batch=(1, 4), wait_ms=(0, 2), queue=(64, 32)),
-        *_settings([(1, 2)], batch=(4,), wait_ms=(0,), queue=(64,)),
-    ],
+TRIED: Mapping[str, Sequence[Setting]] = {
+    "mosec": (
+        {**EACH, "batch": 1, "queue": 64},
+        {**EACH, "batch": 1, "queue": 32},
+        {**EACH, "batch": 1, "queue": 1024},
+        {**EACH, "batch": 4, "wait_ms": 1},
+        {**EACH, "batch": 4, "wait_ms": 5},
+        {**EACH, "batch": 1, "decoders": 1},
+        {**EACH, "batch": 4, "wait_ms": 1, "decoders": 1},
+        {**ALL, "batch": 8, "wait_ms": 5, "decoders": 1},
+    ),
+    "litserve": (
+        {**EACH, "batch": 1},
+        {**EACH, "batch": 4, "wait_ms": 0},
+        {**EACH, "batch": 4, "wait_ms": 5},
+        {**ALL, "batch": 1},
+        {**ALL, "batch": 8, "wait_ms": 5},
+    ),
+    "bentoml": (
+        {**EACH, "batch": 4, "queue": 64},
+        {**EACH, "batch": 1, "queue": 64},
+        {**EACH, "batch": 4, "queue": 32},
+        {**ALL, "batch": 8, "queue": 64},
+    ),
+    "triton": (
+        {**EACH, "batch": 1, "wait_ms": 0, "queue": 64},
+        {**EACH, "batch": 1, "wait_ms": 0, "queue": 32},
+        {**EACH, "batch": 4, "wait_ms": 0},
+        {**EACH, "batch": 4, "wait_ms": 2},
+        {**ALL, "batch": 4, "wait_ms": 0},
+    ),
 }
 
 

@@ -123,11 +123,12 @@ class Running:
         return self._process.poll() is None
 
     def settle(self) -> None:
-        """Notes which processes it consists of, now that it is ready."""
+        """Notes which processes it consists of now."""
         self._tree = marked(self._mark)
 
     def freeze(self) -> None:
         """Stops it where it stands."""
+        self.settle()
         send(self._tree, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -136,6 +137,7 @@ class Running:
 
     def weigh(self) -> int:
         """Bytes that it holds now, pages shared by n processes counting 1/n each; remembered for `peak_bytes`."""
+        self.settle()  # servers replace their workers
         held = sum(held_bytes(pid) for pid in self._tree)
         self._peak_bytes = max(self._peak_bytes, held)
         return held
