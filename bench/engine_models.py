@@ -122,7 +122,8 @@ class Models:
         plain = self._made(name, lambda out: self._bundle(engine, out))
         if engine.library == "onnxruntime" or engine.precision == "fp32":
             return plain
-        return self._made(f"{name}-{engine.precision}", lambda out: _variant(plain, engine.precision, out))
+        made_by = _sources("quantise.py") if engine.precision == "int8" else ""
+        return self._made(f"{name}-{engine.precision}{made_by}", lambda out: _variant(plain, engine.precision, out))
 
     def _made(self, name: str, make: Callable[[Path], None]) -> Path:
         path = self._cache / f"{self.sha256[:12]}-{name}"
@@ -196,8 +197,8 @@ def _variant(plain: Path, precision: str, out: Path) -> None:
     variant(load(plain), cast("Precision", precision), out).write_manifest()
 
 
-def _sources() -> str:
+def _sources(*more: str) -> str:
     """Of the code that a graph is made by: another code, another export."""
-    names = ["quantise.py", "contexts.py"]
+    names = ["contexts.py", *more]
     names += [f"backbones/{name}.py" for name in ("whisper_graph", "frontend", "layers", "pooling")]
     return hashlib.sha256(b"".join((EMBEDDER / name).read_bytes() for name in names)).hexdigest()[:12]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bench.engine_heads import Gap
 from bench.engine_models import Engine
 from bench.engine_turns import PEAK, Measured
+from services.study.feature_heads import Gap
 
 HEADS = (
     "engine",
@@ -149,7 +149,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _gap(gap: Gap | None) -> str:
-    return "–" if gap is None else f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+    if gap is None or gap.low is None:
+        return "–" if gap is None else f"{gap.mean:+.3f}"
+    return f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds

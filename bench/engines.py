@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.engine_heads import Gap, answers, gap, macro_f1
+from bench.engine_heads import scored as head_scored
 from bench.engine_models import ENGINES, Engine, Models
 from bench.engine_peers import own_frames
 from bench.engine_report import Row, document, markdown, plot, speed
@@ -26,6 +26,7 @@ from bench.engine_speech import Samples, Speech, gather, pick, write_clips
 from bench.engine_turns import PEAK, Measured, feature_path, features, rounds
 from bench.engine_work import encoder_flops
 from services.evaluator.statistics import Tables
+from services.study.feature_heads import Gap, gap, macro_f1
 from servox import cpus
 
 REFERENCE, OURS = "transformers", "Servox fp32"
@@ -107,7 +108,7 @@ def _scored(
         print(f"features: {engine.name}", file=sys.stderr)
         vectors = features(engine, models, corpora, cache, options.threads or cpus.here())
         paths = [feature_path(engine, models, speech, cache).with_suffix(".answers.npy") for speech in corpora]
-        scored[engine.name] = [answers(*each) for each in zip(corpora, vectors, paths, strict=True)]
+        scored[engine.name] = [head_scored(*each) for each in zip(corpora, vectors, paths, strict=True)]
     return scored
 
 

@@ -36,6 +36,7 @@ _EVALUATE = {
 }
 _STUDY = {
     "context": ("services.study.command:context", "dev", "F1 against cost: context policies by depths."),
+    "precision": ("services.study.precision:precision", "dev", "The fastest precision that costs a head nothing."),
 }
 _SERVICES = {
     "embedder": ("services.embedder.settings:Settings", "services.embedder.server:EmbedderServer", "Embed audio."),
