@@ -5,7 +5,8 @@
             print(answer.id, answer.array.shape if isinstance(answer, Embedding) else answer.error)
 
 `SyncClient` has the same methods for code without an event loop. Bulk work keeps a bounded number of clips in flight,
-resends what a full or restarting server did not answer, and reports a bad clip by itself.
+resends what a full or restarting server did not answer, and reports a bad clip by itself. Behind a name with several
+replicas it is spread over all of them, those included that come later.
 """
 
 import asyncio

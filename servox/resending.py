@@ -3,9 +3,14 @@
 A server that is full or stopping answers what it admitted and pushes back the rest; embedding is a pure function of
 the audio, so sending a clip twice is harmless. A stream that breaks is opened again, with growing pauses, until it has
 broken too often without a single answer in between.
+
+A channel balances calls, not messages: one stream stays with one replica. So the clips go through several streams,
+each taking the next clip when it has room, and each ends after so many clips and is opened anew: a replica that is
+slow gets fewer clips, and one that is added later gets its share.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass, replace
@@ -23,6 +28,8 @@ Outcome = embedder_pb2.EmbedResponse | ServoxError
 
 MARGIN_BYTES = 64  # of a message around its parts
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+STREAMS = 4
+CLIPS_PER_STREAM = 256
 
 
 async def embed_all(
@@ -32,6 +39,7 @@ async def embed_all(
     in_flight: int = 32,
     attempts: int = 8,
     max_message_bytes: int = 64 << 20,
+    streams: int = STREAMS,
 ) -> AsyncGenerator[tuple[str, Outcome], None]:
     """Each id with its embedding, or with the error that this clip alone met, as they finish.
 
@@ -41,16 +49,92 @@ async def embed_all(
         in_flight: how many are sent and not answered at a time.
         attempts: how often a clip is sent, and how often in a row a stream may break without an answer.
         max_message_bytes: what the embedder takes; a larger clip would end the stream, so it fails here, alone.
+        streams: over how many streams, and so replicas, they are spread; `in_flight` is of all together.
 
     Raises:
         BadInput: an id that is unanswered comes again.
         Unavailable: the embedder stays away.
-        ServoxError: the stream itself was refused.
+        ServoxError: a stream itself was refused.
     """
+    source = _Source(requests)
+    count = max(1, min(streams, in_flight))
+    shares = [in_flight // count + (number < in_flight % count) for number in range(count)]
+    answers: asyncio.Queue[tuple[str, Outcome]] = asyncio.Queue(maxsize=1)
+
+    async def run(share: int) -> None:
+        one = _embed_stream(stub, source, in_flight=share, attempts=attempts, max_message_bytes=max_message_bytes)
+        async with contextlib.aclosing(one) as found:
+            async for answer in found:
+                source.answered(answer[0])
+                await answers.put(answer)
+
+    running = {asyncio.create_task(run(share)) for share in shares}
+    try:
+        async for answer in _merged(answers, running):
+            yield answer
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _merged(
+    answers: asyncio.Queue[tuple[str, Outcome]], running: set[asyncio.Task[None]]
+) -> AsyncIterator[tuple[str, Outcome]]:
+    """What is put into `answers` until every task has ended, or one has failed, which is raised last."""
+    ended: set[asyncio.Task[Any]] = set()
+    while ended != running and not any(task.exception() for task in ended):
+        coming: asyncio.Task[Any] = asyncio.create_task(answers.get())
+        done, _ = await asyncio.wait({coming, *(running - ended)}, return_when=asyncio.FIRST_COMPLETED)
+        if coming in done:
+            yield coming.result()
+        else:
+            coming.cancel()
+        ended |= done - {coming}
+    while not answers.empty():
+        yield answers.get_nowait()
+    for task in ended:
+        task.result()
+
+
+class _Source:
+    """Requests that several streams draw from, one at a time."""
+
+    def __init__(self, requests: Iterable[Request] | AsyncIterable[Request]) -> None:
+        self._requests = _each(requests)
+        self._turn = asyncio.Lock()
+        self._open: set[str] = set()
+
+    def __aiter__(self) -> "_Source":
+        return self
+
+    async def __anext__(self) -> Request:
+        async with self._turn:
+            name, request = await anext(self._requests)
+            if name in self._open:
+                raise BadInput(f"id {name!r} comes twice; name each clip once")
+            self._open.add(name)
+            return name, request
+
+    def answered(self, name: str) -> None:
+        """The name may come again."""
+        self._open.discard(name)
+
+
+async def _embed_stream(
+    stub: Any,  # noqa: ANN401 -- generated stubs have no types
+    requests: AsyncIterable[Request],
+    *,
+    in_flight: int,
+    attempts: int,
+    max_message_bytes: int,
+) -> AsyncGenerator[tuple[str, Outcome], None]:
+    """One stream after another, as `embed_all`."""
     sending = _Sending(requests, in_flight=in_flight, attempts=attempts, limit_bytes=max_message_bytes)
     feeding = asyncio.create_task(sending.feed())
     broken = 0
     try:
+        await sending.begun.wait()  # a stream that nothing is sent on would only be opened and closed
         while sending.unfinished:
             call = stub.EmbedStream(sending.outgoing())
             try:
@@ -111,6 +195,8 @@ class _Sending:
         self._open: dict[str, _Item] = {}
         self._sent: set[str] = set()
         self._fed = False
+        self._had_its_share = False
+        self.begun = asyncio.Event()
 
     @property
     def unfinished(self) -> bool:
@@ -119,27 +205,37 @@ class _Sending:
 
     async def feed(self) -> None:
         """Draws requests as there is room for them; what the source raises is raised again by its awaiter."""
+        requests = _each(self._requests)
         try:
-            async for name, request in _each(self._requests):
+            while True:
+                await self._slots.acquire()  # before the request is drawn: it may be a file to be read
+                name, request = await anext(requests)
                 if (size := request.ByteSize() + len(name) + MARGIN_BYTES) > self._limit_bytes:
                     limit = f"the embedder takes {self._limit_bytes}"
                     self._refused.append((name, TooLarge(f"a message of {size} bytes: {limit}; send a shorter clip")))
+                    self._slots.release()
                     continue
-                await self._slots.acquire()
                 if name in self._open:
                     raise BadInput(f"id {name!r} comes twice; name each clip once")
                 self._open[name] = _Item(id=name, request=request)
                 self._ready.put_nowait(self._open[name])
+                self.begun.set()
+        except StopAsyncIteration:
+            return
         finally:
             self._fed = True
+            self.begun.set()
             self._end_when_done()
 
     async def outgoing(self) -> AsyncIterator[embedder_pb2.EmbedStreamRequest]:
-        """Requests for one stream, until everything is answered or the stream is given up."""
+        """Requests for one stream, until everything is answered, or the stream is given up or had its share."""
         ready = self._ready
-        while (item := await ready.get()) is not None:
+        for _ in range(CLIPS_PER_STREAM):
+            if (item := await ready.get()) is None:
+                return
             self._sent.add(item.id)
             yield embedder_pb2.EmbedStreamRequest(id=item.id, request=item.request)
+        self._had_its_share = True
 
     def refusals(self) -> list[tuple[str, Outcome]]:
         """What was not even sent, since this was last asked."""
@@ -168,16 +264,17 @@ class _Sending:
         return item.id, outcome
 
     def expect_end(self) -> None:
-        """The stream ended in peace, which is right only if everything is answered.
+        """The stream ended in peace, which is right only if everything is answered that it was to carry.
 
         Raises:
             Unavailable: it is not.
         """
-        if self.unfinished:
+        if self._sent or (self.unfinished and not self._had_its_share):
             raise Unavailable(f"the embedder ended the stream with {len(self._open)} clips unanswered")
 
     def reopen(self) -> None:
-        """Gives up the present stream; what it did not answer goes into the next."""
+        """Ends with the present stream; what it did not answer goes into the next."""
+        self._had_its_share = False
         old, self._ready = self._ready, asyncio.Queue()
         for name in self._sent:
             self._ready.put_nowait(self._open[name])
