@@ -8,7 +8,7 @@ Heads are bound to a digest. Reading a bundle needs neither torch nor onnx.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -23,7 +23,8 @@ FRONT_END = ("log_mel", "silence_level")  # tensors of the graph between its fro
 CHUNK_BYTES = 1 << 20
 EXPORT_AGAIN = "export it again with `servox export`"
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+CPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")  # fp16 gains nothing without a GPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,46 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Batches that one engine takes: up to `rows` clips, from `least` to `most` samples wide."""
+
+    rows: int
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Engines built ahead for one kind of device, and what they fit.
+
+    Args:
+        tensorrt: version of TensorRT.
+        gpu: name of the GPU.
+        capability: its compute capability.
+        driver: version of the driver, for the record.
+        onnxruntime: version that built them, for the record.
+        shapes: one for each engine, in the order of their files.
+        files: sha256 of every file, by its path in the bundle's folder.
+    """
+
+    tensorrt: str
+    gpu: str
+    capability: str
+    driver: str
+    onnxruntime: str
+    shapes: tuple[Shape, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_manifest(cls, content: Mapping[str, Any]) -> Self:
+        """The engines that `content` describes."""
+        shapes = tuple(Shape(**{name: int(value) for name, value in shape.items()}) for shape in content["shapes"])
+        files = {str(name): str(sha256) for name, sha256 in content["files"].items()}
+        facts = {name: str(value) for name, value in content.items() if name not in {"shapes", "files"}}
+        return cls(shapes=shapes, files=files, **facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """What a bundle is and where it lies.
 
@@ -57,7 +98,8 @@ class Bundle:
         source_sha256: hash of the checkpoint's weights.
         context: what follows a clip.
         blocks: depth kept, of `source_blocks`.
-        precision: in which the runtime executes: a bf16 bundle holds float32 weights and runs in bf16.
+        precision: in which the runtime executes: a bf16 bundle holds float32 weights and runs in bf16; an fp16 bundle
+            is for GPUs, and holds the weights of its matrix products in float16.
         rate_hz: of the input.
         frame_samples: from the start of one frame to the start of the next.
         window_samples: that a frame needs: a clip has (samples - window_samples) // frame_samples + 1 frames. 1 where
@@ -73,6 +115,7 @@ class Bundle:
         parity_clips: what they were measured on.
         exporter: versions of what made the bundle.
         created: date and time in ISO 8601.
+        engines: built ahead for a device, by name; what they compute is what the identity says.
     """
 
     folder: Path
@@ -96,6 +139,7 @@ class Bundle:
     parity_clips: str = ""
     exporter: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
+    engines: Mapping[str, Engine] = field(default_factory=dict)
 
     @property
     def graph(self) -> Path:
@@ -171,6 +215,7 @@ class Bundle:
             "parity_clips": self.parity_clips,
             "exporter": dict(self.exporter),
             "created": self.created,
+            **({"engines": {name: asdict(engine) for name, engine in self.engines.items()}} if self.engines else {}),
         }
 
     def write_manifest(self) -> None:
@@ -213,6 +258,7 @@ class Bundle:
             parity_clips=str(content["parity_clips"]),
             exporter={str(name): str(version) for name, version in content["exporter"].items()},
             created=str(content["created"]),
+            engines={str(name): Engine.from_manifest(made) for name, made in content.get("engines", {}).items()},
         )
 
 

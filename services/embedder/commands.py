@@ -23,6 +23,7 @@ MEANING = {
     "hidden": "largest error of hidden states, unit scale",
     "precision": "RMS error of clip means / spread between clips",
     "context": "standardised cosine to the padded encoder",
+    "tensorrt": "RMS error of TensorRT's clip means / spread between clips",
 }
 
 
@@ -30,12 +31,18 @@ def export(
     source: Annotated[str, typer.Argument(help="Hub id (openai/whisper-base), checkpoint folder, or logmel.")],
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     context: Annotated[
-        str | None, typer.Option(help=f"What follows a clip: {SYNTAX}. Default: silence:32 for Whisper, else exact.")
+        str | None,
+        typer.Option(
+            help=f"What follows a clip: {SYNTAX}. Default: silence:32 for Whisper, padded for CLAP, else exact."
+        ),
     ] = None,
     blocks: Annotated[str | None, typer.Option(help="Blocks to keep, or all. Default: half.")] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16, int8, or auto: the fastest on this CPU that keeps its parity.")
+        str, typer.Option(help="fp32, bf16, int8, fp16 (GPUs), or auto: the fastest on this CPU that keeps its parity.")
     ] = "fp32",
+    engine: Annotated[
+        str, typer.Option(help="tensorrt: build its engines for this machine's GPU, ahead of serving; auto: none.")
+    ] = "auto",
     clips: Annotated[
         Path | None, typer.Option(help="File or folder to measure parity on. Default: corpora of SERVOX_DATA.")
     ] = None,
@@ -61,10 +68,10 @@ def export(
     }
     tried: list[Trial] = []
     with _bar(console) as tell:
-        if precision == "auto":
+        if precision == "auto" and engine == "auto":
             bundle, tried = export_fastest(source, out, progress=tell, **options)
         else:
-            bundle = export_bundle(source, out, precision=precision, progress=tell, **options)
+            bundle = export_bundle(source, out, precision=precision, engine=engine, progress=tell, **options)
     if tried:
         console.print(trial_table(tried, bundle))
     console.print(parity_table(bundle))

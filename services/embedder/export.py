@@ -19,12 +19,18 @@ from services.embedder import parity, runtimes
 from services.embedder.backbones import Backbone, Hidden, open_backbone, tracing
 from services.embedder.bundle import GRAPH, Bundle, Figure, Precision, file_sha256
 from services.embedder.contexts import Context
+from services.embedder.halve import halve
 from services.embedder.leftovers import OLD, held, sweep
 from services.embedder.quantise import quantise_weights
+from services.embedder.runtimes import tensorrt
 from services.embedder.runtimes.onnx import OnnxRuntime
 from servox.errors import BadSetting, BundleError, StorageFull
 
 PACKAGES = ("servox", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+LOWER: dict[Precision, Callable[[Path], None]] = {"int8": quantise_weights, "fp16": halve}
+"""What rewrites the float32 graph; a bf16 bundle keeps it."""
+BUILT = ("auto", tensorrt.NAME)
 
 Progress = Callable[[str, float], None]
 """Called with the step's name and how much of the whole is done, 0 to 1."""
@@ -47,6 +53,7 @@ def export(
     context: str | None = None,
     blocks: int | str | None = None,
     precision: str = "fp32",
+    engine: str = "auto",
     clips: Sequence[Path] = (),
     data_root: Path | None = None,
     replace_existing: bool = False,
@@ -59,7 +66,8 @@ def export(
         out: folder of the bundle; it must be absent or empty unless `replace_existing`.
         context: policy; None takes the family's own (`silence:32` for Whisper).
         blocks: depth; None takes half of the encoder's blocks, "all" every block.
-        precision: fp32, bf16 or int8.
+        precision: fp32, bf16, fp16 (for GPUs) or int8.
+        engine: tensorrt builds engines ahead for this machine's GPU; auto builds none.
         clips: files or folders to measure parity on.
         data_root: folder with `corpora/` to take clips from when `clips` is empty.
         replace_existing: put the new bundle in place of an old one.
@@ -69,11 +77,12 @@ def export(
         BadSetting: when an argument cannot be used.
         BadInput, NotFound: when the source cannot.
         BundleError: when parity is out of bound; nothing is left behind.
-        Unavailable: when this machine cannot execute the precision.
+        Unavailable: when this machine cannot execute the precision, or has not what the engine needs.
         StorageFull: when the disk is full.
     """
     out = Path(out)
     check_target(out, replace_existing=replace_existing)
+    _check_engine(engine, precision)
     tell = progress or (lambda _step, _done: None)
     tell("read the checkpoint", 0.0)
     recipe = resolve(open_backbone(source), context=context, blocks=blocks, precision=precision)
@@ -84,6 +93,7 @@ def export(
         count = parity.CLIPS if _has_context_figure(recipe) else parity.FEW_CLIPS
         speech = parity.gather(clips, data_root, recipe.backbone.rate_hz, count=count)
         bundle = _measured(recipe, folder, speech, tell)
+        bundle = _with_engines(bundle, speech, engine, tell)
         bundle.write_manifest()
         tell("done", 1.0)
         return replace(bundle, folder=publish(folder, out))
@@ -121,8 +131,8 @@ def _measured(recipe: Recipe, folder: Path, clips: parity.Clips, tell: Progress)
     tell("run the graph", 0.65)
     figures = [parity.hidden(_fp32(bundle), clips, states)]
     _refuse(figures, bundle)
-    if recipe.precision == "int8":
-        quantise_weights(folder / GRAPH)
+    if lower := LOWER.get(recipe.precision):
+        lower(folder / GRAPH)
     bundle = _describe(recipe, folder)
     runtime = runtimes.choose(bundle)
     figures.append(parity.precision(runtime, clips, states, recipe.precision))
@@ -130,6 +140,39 @@ def _measured(recipe: Recipe, folder: Path, clips: parity.Clips, tell: Progress)
     figures += _context_figures(recipe, clips, states, lambda done: tell("run the padded encoder", 0.75 + 0.25 * done))
     _refuse(figures, bundle)
     return replace(bundle, parity=tuple(figures), parity_clips=clips.origin)
+
+
+def _check_engine(engine: str, precision: str) -> None:
+    """Refuse an engine that cannot be built here, before any work.
+
+    Raises:
+        BadSetting: the engine is unknown or does not run the precision.
+        Unavailable: what it needs is not here.
+    """
+    if engine not in BUILT:
+        raise BadSetting(f"--engine {engine!r} is not one that is built ahead: use {', '.join(BUILT)}")
+    if engine == tensorrt.NAME and precision != "fp16":
+        raise BadSetting(f"--engine tensorrt does not run --precision {precision}: use --precision fp16")
+    if engine == tensorrt.NAME:
+        tensorrt.probe()
+
+
+def _with_engines(bundle: Bundle, clips: parity.Clips, engine: str, tell: Progress) -> Bundle:
+    """The bundle with the engines asked for, which must keep the precision's bound themselves.
+
+    Raises:
+        BundleError: when they do not, or cannot be built.
+    """
+    if engine != tensorrt.NAME:
+        return bundle
+    tell("build engines", 1.0)
+    bundle = tensorrt.build(bundle)
+    reference, runtime = runtimes.choose(bundle, engine="onnx"), tensorrt.TensorRtRuntime(bundle)
+    figure = parity.engine(runtime, reference, clips)
+    for each in (reference, runtime):
+        each.close()
+    _refuse([figure], bundle)
+    return replace(bundle, parity=(*bundle.parity, figure))
 
 
 def _fp32(bundle: Bundle) -> OnnxRuntime:

@@ -38,7 +38,7 @@ SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".m4a"}
 LIMITS = audio.Limits(min_duration_ms=300, max_duration_ms=10_000)
 
 HIDDEN_BOUND = 1e-3
-PRECISION_BOUNDS: dict[Precision, float] = {"fp32": 1e-3, "bf16": 0.05, "int8": 0.10}
+PRECISION_BOUNDS: dict[Precision, float] = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.05, "int8": 0.10}
 HALF_DEPTH_COSINE = 0.9
 DEEP_COSINE = 0.6  # deeper blocks have seen more of the difference; .77 at the last layer of whisper-base
 
@@ -99,6 +99,16 @@ def precision(runtime: Runtime, clips: Clips, states: Sequence[States], kind: Pr
     return Figure(name="precision", value=error, bound=PRECISION_BOUNDS[kind])
 
 
+def engine(runtime: Runtime, reference: Runtime, clips: Clips) -> Figure:
+    """The `precision` figure of an engine built ahead, against the same bundle run by ONNX Runtime."""
+    actual, expected = (
+        np.concatenate([result.statistics[:, -1, 0] for _, result in _run(each, clips, frames=False)])
+        for each in (runtime, reference)
+    )
+    error = float(np.sqrt(np.mean(((actual - expected) / (expected.std(axis=0) + 1e-12)) ** 2)))
+    return Figure(name=runtime.name, value=error, bound=PRECISION_BOUNDS["fp16"])
+
+
 def context(states: Sequence[States], padded: Sequence[States], bound: float | None) -> Figure:
     """The `context` figure between the policy's and the padded encoder's reference states."""
     ours, theirs = (_standardised([state[-1].mean(axis=0) for state in each]) for each in (states, padded))
@@ -108,7 +118,7 @@ def context(states: Sequence[States], padded: Sequence[States], bound: float | N
 
 def context_bound(policy: Context, *, blocks: int, all_blocks: int) -> float | None:
     """What `context` must reach: only silence tokens claim to stand for the padding; others are reported."""
-    if policy.kind != "silence":
+    if not policy.compressed:
         return None
     return HALF_DEPTH_COSINE if 2 * blocks <= all_blocks + 1 else DEEP_COSINE
 

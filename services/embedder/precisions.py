@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from services.embedder import parity, runtimes
-from services.embedder.bundle import GRAPH, Bundle, Precision, file_sha256
+from services.embedder.bundle import CPU_PRECISIONS, GRAPH, Bundle, Precision, file_sha256
 from services.embedder.export import beside, check_target, disk_errors, export, publish
 from services.embedder.quantise import quantise_weights
 from services.embedder.runtimes import Runtime
@@ -77,7 +77,7 @@ def trials(plain: Bundle, folder: Path, clips: parity.Clips) -> list[Trial]:
     with ExitStack() as stack:
         opened: dict[Precision, tuple[Bundle, Runtime]] = {}
         refused: list[Trial] = []
-        for precision in get_args(Precision) if plain.source_blocks else ("fp32",):
+        for precision in CPU_PRECISIONS if plain.source_blocks else ("fp32",):
             bundle = variant(plain, precision, folder / precision)
             try:
                 opened[precision] = (bundle, stack.enter_context(closing(runtimes.choose(bundle, "cpu", threads=1))))

@@ -7,9 +7,10 @@ The log-mel front end keeps float32, and so does whatever is small.
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
+
+from services.embedder.graphs import Editing, edited
 
 MIN_VALUES = 1 << 12
 FRONT_END = "mel."
@@ -17,25 +18,19 @@ FRONT_END = "mel."
 
 def quantise_weights(path: Path) -> None:
     """Rewrite the graph at `path` with int8 weights wherever a matrix product reads a large constant."""
-    model = onnx.load(path)
-    graph = model.graph
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    chosen = [
-        node.input[1] for node in graph.node if node.op_type == "MatMul" and _worth_it(weights.get(node.input[1]))
-    ]
-    dequantise = []
-    for name in dict.fromkeys(chosen):
-        values, scale = quantised(numpy_helper.to_array(weights[name]))
-        graph.initializer.remove(weights[name])
-        graph.initializer.append(numpy_helper.from_array(values, f"{name}.int8"))
-        graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-        dequantise.append(helper.make_node("DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [name], axis=1))
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*dequantise, *rest])
-    for old in path.parent.glob(f"{path.name}.data"):
-        old.unlink()
-    onnx.save(model, path)
+    with edited(path) as editing:
+        graph = editing.model.graph
+        read = [node.input[1] for node in graph.node if node.op_type == "MatMul" and _worth_it(editing, node.input[1])]
+        dequantise = []
+        for name in dict.fromkeys(read):
+            values, scale = quantised(editing.read(name))
+            editing.remove(name)
+            editing.write(f"{name}.int8", values)
+            editing.write(f"{name}.scale", scale)
+            dequantise.append(helper.make_node("DequantizeLinear", [f"{name}.int8", f"{name}.scale"], [name], axis=1))
+        rest = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*dequantise, *rest])
 
 
 def quantised(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -45,7 +40,8 @@ def quantised(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
     return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
 
 
-def _worth_it(tensor: onnx.TensorProto | None) -> bool:
-    if tensor is None or len(tensor.dims) != 2 or FRONT_END in tensor.name:
+def _worth_it(editing: Editing, name: str) -> bool:
+    if name not in editing or FRONT_END in name:
         return False
-    return int(np.prod(tensor.dims)) >= MIN_VALUES
+    shape = editing.shape(name)
+    return len(shape) == 2 and int(np.prod(shape)) >= MIN_VALUES

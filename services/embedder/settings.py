@@ -23,7 +23,9 @@ class Settings(ServiceSettings):
     bundle: Path = Field(description="folder of the bundle to serve")
     model_name: str = Field("", description="name of the model for Open Inference clients; empty: that of its source")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="what the encoder runs on; auto: the CPU")
-    engine: Literal["auto", "openvino", "onnx"] = Field("auto", description="what runs the graph; auto: what fits best")
+    engine: Literal["auto", "openvino", "onnx", "tensorrt"] = Field(
+        "auto", description="what runs the graph; auto: what fits"
+    )
     streams: int = Field(0, ge=0, le=64, description="batches at a time; 0: two on a CPU with two processors or more")
     threads: int = Field(0, ge=0, le=1024, description="threads of each stream; 0: the processors, shared evenly")
     decode_workers: int = Field(0, ge=0, le=256, description="processes that decode; 0: one a processor, at most 4")

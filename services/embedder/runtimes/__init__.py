@@ -11,14 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from services.embedder.bundle import Bundle
+from services.embedder.bundle import Bundle, Precision
 from servox.errors import BadSetting, Unavailable
 
 Pcm = NDArray[np.float32]
 Lengths = NDArray[np.int64]
 
 DEVICES = ("auto", "cpu", "cuda")
-ENGINES = ("auto", "openvino", "onnx")
+ENGINES = ("auto", "openvino", "onnx", "tensorrt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +53,41 @@ class Runtime(Protocol):
 def choose(bundle: Bundle, device: str = "auto", *, engine: str = "auto", threads: int | None = None) -> Runtime:
     """The runtime for `bundle` on `device`: OpenVINO on a CPU where it is installed, else ONNX Runtime.
 
+    An fp16 bundle is made for GPUs; on a CPU ONNX Runtime executes it by casts, no faster than fp32.
+
     Args:
         bundle: what to run.
         device: `cpu`, `cuda`, or `auto` (CPU).
-        engine: `openvino`, `onnx`, or `auto`.
+        engine: `openvino`, `onnx`, `tensorrt`, or `auto`.
         threads: of inference; None takes what the container's CPU limit allows.
 
     Raises:
         BadSetting: when `device`, `engine` or their combination is unknown.
         Unavailable: when the engine, the device or the bundle's precision is not to be had here.
+        BundleError: when the bundle does not hold what the engine needs.
+    """
+    check(device, engine, bundle.precision)
+    if engine == "tensorrt":
+        _need("onnxruntime")
+        from services.embedder.runtimes.tensorrt import TensorRtRuntime
+
+        return TensorRtRuntime(bundle)
+    fits = device != "cuda" and bundle.precision != "fp16"
+    if engine == "openvino" or (engine == "auto" and fits and _installed("openvino")):
+        from services.embedder.runtimes.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime(bundle, threads=threads)
+    _need("onnxruntime")
+    from services.embedder.runtimes.onnx import OnnxRuntime
+
+    return OnnxRuntime(bundle, device="cuda" if device == "cuda" else "cpu", threads=threads)
+
+
+def check(device: str, engine: str, precision: Precision) -> None:
+    """Refuse what does not go together, before anything is loaded.
+
+    Raises:
+        BadSetting: naming the device, the engine or the precision, and what to take instead.
     """
     if device not in DEVICES:
         raise BadSetting(f"device {device!r} is unknown: use {', '.join(DEVICES)}")
@@ -69,15 +95,12 @@ def choose(bundle: Bundle, device: str = "auto", *, engine: str = "auto", thread
         raise BadSetting(f"engine {engine!r} is unknown: use {', '.join(ENGINES)}")
     if device == "cuda" and engine == "openvino":
         raise BadSetting("engine openvino runs on CPUs only: use engine onnx for device cuda")
-    if engine == "openvino" or (engine == "auto" and device != "cuda" and _installed("openvino")):
-        from services.embedder.runtimes.openvino import OpenVinoRuntime
-
-        return OpenVinoRuntime(bundle, threads=threads)
-    if not _installed("onnxruntime"):
-        raise Unavailable("neither openvino nor onnxruntime is installed: install servox[embedder] or servox[gpu]")
-    from services.embedder.runtimes.onnx import OnnxRuntime
-
-    return OnnxRuntime(bundle, device="cuda" if device == "cuda" else "cpu", threads=threads)
+    if device != "cuda" and engine == "tensorrt":
+        raise BadSetting(f"engine tensorrt runs on GPUs only: use device cuda, not {device}")
+    if precision == "fp16" and engine == "openvino":
+        raise BadSetting("engine openvino does not run fp16 bundles: use engine onnx, or export with --precision bf16")
+    if precision != "fp16" and engine == "tensorrt":
+        raise BadSetting(f"engine tensorrt does not run {precision} bundles: export with --precision fp16")
 
 
 def check_batch(pcm: Pcm, lengths: Lengths, max_samples: int) -> Pcm:
@@ -91,6 +114,11 @@ def check_batch(pcm: Pcm, lengths: Lengths, max_samples: int) -> Pcm:
     if lengths.min() < 1 or lengths.max() > min(pcm.shape[1], max_samples):
         raise ValueError(f"lengths from {lengths.min()} to {lengths.max()} do not fit {pcm.shape[1]} samples")
     return np.ascontiguousarray(pcm[:, :max_samples], dtype=np.float32)
+
+
+def _need(module: str) -> None:
+    if not _installed(module):
+        raise Unavailable("neither openvino nor onnxruntime is installed: install servox[embedder] or servox[gpu]")
 
 
 def _installed(module: str) -> bool:
