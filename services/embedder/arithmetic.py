@@ -48,7 +48,7 @@ class Whisper:
         own = frames
         computed, tokens = context_frames(context, own)
         cost = self._convolutions(computed + 1)  # the graph makes one frame more than it reads
-        cost += 6.0 * self.dims * self.dims if context.kind == "silence" else 0.0  # the two frames of silence itself
+        cost += 6.0 * self.dims * self.dims if context.compressed else 0.0  # the two frames of silence itself
         cost += sum(self._block(tokens, tokens) for _ in range(blocks - 1))
         return cost + (self._block(own, tokens) if blocks else 0.0)
 
@@ -143,7 +143,7 @@ def context_frames(context: Context, own: int) -> tuple[int, int]:
         case "fixed":
             frames = max(own, math.ceil(context.seconds * 50))
             return frames, frames
-        case "silence":
+        case "silence" | "sinks":
             frames = own + WHISPER_BORDER
             return frames, frames + context.tokens
         case _:

@@ -8,6 +8,7 @@ near chance on another, so the policy is written into the bundle and into its di
     fixed:S      zeros up to S seconds; a longer clip keeps its own length
     exact        nothing after the clip
     silence:K    two real border frames, then K silence tokens that stand for the rest of the window
+    sinks:K      the same, but the tokens stand where the encoder looks: see `backbones/silence.py`
 """
 
 import math
@@ -16,15 +17,16 @@ from typing import Literal, Self
 
 from servox.errors import BadSetting
 
-Kind = Literal["padded", "fixed", "exact", "silence"]
+Kind = Literal["padded", "fixed", "exact", "silence", "sinks"]
 
-SYNTAX = "padded, fixed:SECONDS, exact or silence:K"
+SYNTAX = "padded, fixed:SECONDS, exact, silence:K or sinks:K"
 MAX_SILENCE_TOKENS = 512
+LEAST_SINK_TOKENS = 4  # the window's end, a sink, and two for the rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """A context policy: `seconds` belongs to `fixed`, `tokens` to `silence`; the other is 0."""
+    """A context policy: `seconds` belongs to `fixed`, `tokens` to `silence` and `sinks`; the other is 0."""
 
     kind: Kind
     seconds: float = 0.0
@@ -32,7 +34,7 @@ class Context:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The policy written as `padded`, `fixed:SECONDS`, `exact` or `silence:K`.
+        """The policy written as `padded`, `fixed:SECONDS`, `exact`, `silence:K` or `sinks:K`.
 
         Raises:
             BadSetting: when `text` is none of these, or its number is out of range.
@@ -46,13 +48,20 @@ class Context:
             return cls(kind="fixed", seconds=_seconds(value, text))
         if kind == "silence":
             return cls(kind="silence", tokens=_tokens(value, text))
+        if kind == "sinks":
+            return cls(kind="sinks", tokens=_tokens(value, text, least=LEAST_SINK_TOKENS))
         raise BadSetting(f"--context {text!r} is not a policy: use {SYNTAX}")
 
     def __str__(self) -> str:
         """The text that `parse` reads back."""
         if self.kind == "fixed":
             return f"fixed:{self.seconds:g}"
-        return f"silence:{self.tokens}" if self.kind == "silence" else self.kind
+        return f"{self.kind}:{self.tokens}" if self.compressed else self.kind
+
+    @property
+    def compressed(self) -> bool:
+        """Whether a few tokens stand for the padding."""
+        return self.kind in ("silence", "sinks")
 
 
 def _seconds(value: str, text: str) -> float:
@@ -65,10 +74,10 @@ def _seconds(value: str, text: str) -> float:
     return seconds
 
 
-def _tokens(value: str, text: str) -> int:
+def _tokens(value: str, text: str, *, least: int = 1) -> int:
     tokens = int(value) if value.isascii() and value.isdigit() else 0
-    if not 1 <= tokens <= MAX_SILENCE_TOKENS:
+    if not least <= tokens <= MAX_SILENCE_TOKENS:
         raise BadSetting(
-            f"--context {text!r} needs a whole number of tokens from 1 to {MAX_SILENCE_TOKENS}, e.g. silence:32"
+            f"--context {text!r} needs a whole number of tokens from {least} to {MAX_SILENCE_TOKENS}, e.g. silence:32"
         )
     return tokens

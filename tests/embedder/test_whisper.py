@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
+from transformers import WhisperFeatureExtractor, WhisperModel
 
+from bench.small_models import save
 from services.embedder import parity
 from services.embedder.backbones import open_backbone
 from services.embedder.backbones.whisper import WhisperBackbone
@@ -19,26 +20,13 @@ from servox.errors import BadInput, BadSetting, NotFound
 
 RATE = 16_000
 Samples = NDArray[np.float32]
-POLICIES = ["padded", "exact", "fixed:1.5", "silence:32", "silence:7"]
-
-
-def tiny_config(mels: int) -> WhisperConfig:
-    return WhisperConfig(
-        num_mel_bins=mels, d_model=24, encoder_layers=3, encoder_attention_heads=3, encoder_ffn_dim=48,
-        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=64, init_std=0.15,
-        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0,
-    )  # fmt: skip
+POLICIES = ["padded", "exact", "fixed:1.5", "silence:32", "silence:7", "sinks:12"]
 
 
 @pytest.fixture(scope="module", params=[80, 128])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 mels with the decoder and a language model's head, 128 without the head: their keys differ."""
-    folder = tmp_path_factory.mktemp(f"whisper{request.param}")
-    torch.manual_seed(request.param)
-    kind = WhisperForConditionalGeneration if request.param == 80 else WhisperModel
-    kind(tiny_config(request.param)).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=request.param).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    return folder
+    return save(tmp_path_factory.mktemp("checkpoints"), f"whisper-{request.param}")
 
 
 def clips(*seconds: float) -> list[Samples]:

@@ -47,7 +47,7 @@ def test_outer_counts_are_those_of_scikit_learn(speech: Speech, vectors: np.ndar
 
 def test_a_transfer_trains_on_one_policy_and_serves_another(speech: Speech, vectors: np.ndarray) -> None:
     folds = speech.folds[0]
-    moved = vectors + 1.5
+    moved = vectors + np.float32(1.5)
     expected = sum(by_hand(vectors, moved, speech, (folds >= 0) & (folds != fold), folds == fold) for fold in range(4))
     counted = outer(vectors, moved, speech, c=0.1)
     assert (counted[0] == expected).all()

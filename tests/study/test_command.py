@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import wave
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 
 from services import cli
 from services.study import study
+from services.study.cells import Ints
+from services.study.curve import Key
 from services.study.embedding import source_of
 from services.synthesis import MANNERS, RATE_HZ, speak
 from servox.errors import BadSetting
@@ -113,9 +116,14 @@ def test_a_second_run_computes_only_what_is_gone(
     before = _rows(out)
     gone.unlink()
     (out / "cells" / "emodb" / "exact" / "1.npz").write_bytes(b"cut short")
-    computed: list[study.Key] = []
+    computed: list[Key] = []
     genuine = study._compute
-    monkeypatch.setattr(study, "_compute", lambda task: (computed.append(task.key), genuine(task))[1])
+
+    def compute(task: study._Task) -> Mapping[str, Ints]:
+        computed.append(task.key)
+        return genuine(task)
+
+    monkeypatch.setattr(study, "_compute", compute)
     again = _run(checkpoint, data, out)
     assert {(key.policy, key.blocks) for key in computed} == {("silence:4", 1), ("exact", 1)}
     assert gone.is_file()

@@ -1,6 +1,6 @@
 """Whisper's encoder, every size: sizes come from the checkpoint's config, weights from its `encoder.*` tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from services.embedder.backbones.checkpoint import Checkpoint, checked
 from services.embedder.backbones.frontend import HOP, RATE_HZ
 from services.embedder.backbones.logmel import LogMelReference
-from services.embedder.backbones.whisper_graph import BORDER, FRAME, GOLDEN, WINDOW, Shape, WhisperGraph
+from services.embedder.backbones.silence import BORDER, GOLDEN, WINDOW, placement, sinks
+from services.embedder.backbones.whisper_graph import FRAME, Shape, WhisperGraph
 from services.embedder.bundle import FRONT_END
 from services.embedder.contexts import Context
 from servox.errors import BadInput, BadSetting
@@ -46,6 +47,7 @@ class WhisperBackbone:
         self.blocks = int(self.config.encoder_layers)
         self._refuse_what_differs()
         self._weights: Mapping[str, Tensor] | None = None
+        self._sinks: tuple[int, ...] | None = None
 
     @property
     def sha256(self) -> str:
@@ -79,12 +81,21 @@ class WhisperBackbone:
             blocks=blocks,
             all_blocks=self.blocks,
         )
-        return WhisperGraph(self.weights(), shape=shape, context=context).eval()
+        return WhisperGraph(self.weights(), shape=shape, context=context, sinks=self.sinks(context)).eval()
 
     def reference(self, context: Context, blocks: int) -> "WhisperReference":
         """The encoder of transformers with the same weights."""
         self.check(context, blocks)
-        return WhisperReference(self.config, self.weights(), context=context, blocks=blocks)
+        return WhisperReference(self.config, self.weights(), context=context, blocks=blocks, sinks=self.sinks(context))
+
+    def sinks(self, context: Context) -> tuple[int, ...]:
+        """The whole encoder's attention sinks, as it hears 30 s of digital silence; none where `context` has no use."""
+        if context.kind != "sinks":
+            return ()
+        if self._sinks is None:
+            padded = self.reference(Context(kind="padded"), self.blocks)
+            self._sinks = sinks(padded(np.zeros(WINDOW * FRAME, np.float32))[self.blocks])
+        return self._sinks
 
     def weights(self) -> Mapping[str, Tensor]:
         """The encoder's tensors in float32, found once and checked."""
@@ -114,16 +125,25 @@ class WhisperReference:
         weights: the encoder's tensors.
         context: the policy.
         blocks: depth to stop at.
+        sinks: the encoder's attention sinks, for the policy that needs them.
     """
 
-    def __init__(self, config: WhisperConfig, weights: Mapping[str, Tensor], *, context: Context, blocks: int) -> None:
+    def __init__(
+        self,
+        config: WhisperConfig,
+        weights: Mapping[str, Tensor],
+        *,
+        context: Context,
+        blocks: int,
+        sinks: Sequence[int] = (),
+    ) -> None:
         config = WhisperConfig(**config.to_dict())
         self.final, config.encoder_layers = blocks == config.encoder_layers, blocks
         config._attn_implementation = "sdpa"  # noqa: SLF001 - the public argument exists only on from_pretrained
         with torch.device("meta"):  # weights are assigned, not copied: the largest encoder is held once
             self.encoder = WhisperEncoder(config).train(mode=False)
         self.encoder.load_state_dict({name: weights[name] for name in self.encoder.state_dict()}, assign=True)
-        self.context = context
+        self.context, self.sinks = context, sinks
         self.mel = LogMelReference(int(config.num_mel_bins))
 
     @torch.inference_mode()
@@ -146,20 +166,28 @@ class WhisperReference:
             case "fixed":
                 count = max(own, -(-int(self.context.seconds * 1000) // 20))
                 return self._at(self._convolve(mel[..., : 2 * count]), torch.arange(count)), None
-            case "silence" if WINDOW - own - BORDER > self.context.tokens:
+            case "silence" | "sinks" if WINDOW - own - BORDER > self.context.tokens:
                 return self._compressed(self._convolve(mel), own)
             case _:
                 return self._at(self._convolve(mel), torch.arange(WINDOW)), None
 
     def _compressed(self, frames: Tensor, own: int) -> tuple[Tensor, Tensor]:
+        """Two border frames, then the policy's tokens: silence as the window holds it, its very end where asked for."""
+        places, counts = self._placed(own)
+        real = torch.arange(own + BORDER)
+        at_end = (places == WINDOW - 1) & (self.context.kind == "sinks")
+        silent = torch.where(at_end, WINDOW - 1, own + BORDER)
+        hidden = self._at(torch.cat([frames[:, real], frames[:, silent]], dim=1), torch.cat([real, places]))
+        return hidden, torch.cat([torch.zeros(len(real)), counts.log()]).view(1, 1, 1, -1)
+
+    def _placed(self, own: int) -> tuple[Tensor, Tensor]:
         tokens = self.context.tokens
+        if self.context.kind == "sinks":
+            found, counts = placement(own, tokens=tokens, sinks=self.sinks)
+            return torch.from_numpy(found), torch.from_numpy(counts).float()
         segment = (WINDOW - own - BORDER) / tokens
         places = [int(own + BORDER + segment * (j + (j + 1) * GOLDEN % 1)) for j in range(tokens)]
-        real = torch.arange(own + BORDER)
-        silence = frames[:, own + BORDER : own + BORDER + 1].expand(-1, tokens, -1)
-        hidden = self._at(torch.cat([frames[:, real], silence], dim=1), torch.cat([real, torch.tensor(places)]))
-        mass = torch.cat([torch.zeros(len(real)), torch.full((tokens,), float(np.log(segment)))])
-        return hidden, mass.view(1, 1, 1, -1)
+        return torch.tensor(places), torch.full((tokens,), segment)
 
     def _convolve(self, mel: Tensor) -> Tensor:
         gelu = torch.nn.functional.gelu

@@ -8,7 +8,7 @@ final LayerNorm's output, which is what transformers returns.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,10 @@ from torch.nn.functional import conv1d, gelu, linear
 from services.embedder.backbones.frontend import HOP, LogMel
 from services.embedder.backbones.layers import UNSEEN, Norm, linear_layer
 from services.embedder.backbones.pooling import frame_weights, statistics
+from services.embedder.backbones.silence import BORDER, GOLDEN, WINDOW, table
 from services.embedder.contexts import Context
 
 FRAME = 2 * HOP  # samples a frame: the second convolution halves the mel frames
-WINDOW = 1_500  # frames of the encoder's window, 30 s
-BORDER = 2  # frames after a clip that its last samples still reach through the convolutions
-GOLDEN = 0.618034
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +47,17 @@ class WhisperGraph(nn.Module):
         weights: the encoder's tensors by their transformers name, without `model.encoder.`.
         shape: sizes of the encoder.
         context: what follows a clip.
+        sinks: the encoder's attention sinks in silence, which the policy `sinks` needs.
     """
 
     positions: Tensor
     silence_ratio: Tensor
+    places: Tensor
+    masses: Tensor
 
-    def __init__(self, weights: Mapping[str, Tensor], *, shape: Shape, context: Context) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], *, shape: Shape, context: Context, sinks: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.shape, self.context = shape, context
         self.mel = LogMel(shape.mels)
@@ -62,8 +65,14 @@ class WhisperGraph(nn.Module):
         self.register_buffer("positions", weights["embed_positions.weight"])
         self.blocks = nn.ModuleList(Block(weights, f"layers.{k}.", heads=shape.heads) for k in range(shape.blocks))
         self.norm = Norm(weights, "layer_norm.") if shape.final else None
-        j = torch.arange(context.tokens, dtype=torch.float64)
-        self.register_buffer("silence_ratio", (j + ((j + 1) * GOLDEN).frac()).float())
+        if context.kind == "sinks":
+            places, counts = table(tokens=context.tokens, sinks=sinks)
+            masses = torch.from_numpy(counts).log().clamp(min=UNSEEN).float()
+            self.register_buffer("places", torch.from_numpy(places))
+            self.register_buffer("masses", masses)
+        else:
+            j = torch.arange(context.tokens, dtype=torch.float64)
+            self.register_buffer("silence_ratio", (j + ((j + 1) * GOLDEN).frac()).float())
 
     def forward(self, pcm: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`pcm` float32 [B, samples] up to 30 s, `lengths` int64 [B] in samples.
@@ -96,8 +105,8 @@ class WhisperGraph(nn.Module):
         hidden = hidden + self.positions[index.clamp(max=WINDOW - 1)]
         seen = index.unsqueeze(0) < torch.minimum(reach, valid + self._margin()).unsqueeze(1)
         bias = torch.where(seen, 0.0, UNSEEN)
-        if self.context.kind == "silence":
-            silence, mass = self._silence(valid, quiet)
+        if self.context.compressed:
+            silence, mass = self._silence(valid, quiet) if self.context.kind == "silence" else self._sunk(valid, quiet)
             hidden, bias = torch.cat([hidden, silence], dim=1), torch.cat([bias, mass], dim=1)
         return hidden, bias.unsqueeze(1).unsqueeze(1)
 
@@ -108,7 +117,7 @@ class WhisperGraph(nn.Module):
                 return WINDOW
             case "fixed":
                 return _longer(own, self._fixed())
-            case "silence":
+            case "silence" | "sinks":
                 return own + BORDER
             case _:
                 return own
@@ -118,7 +127,7 @@ class WhisperGraph(nn.Module):
 
     def _margin(self) -> int:
         """Frames after its own that a clip may see, before `_reach` cuts them."""
-        return {"silence": BORDER, "exact": 0}.get(self.context.kind, WINDOW)
+        return {"silence": BORDER, "sinks": BORDER, "exact": 0}.get(self.context.kind, WINDOW)
 
     def _reach(self, valid: Tensor) -> Tensor:
         """Frames of each clip's context [B]: the convolutions see zeros from there on, as at the end of 30 s."""
@@ -148,6 +157,13 @@ class WhisperGraph(nn.Module):
         frames = torch.where(at_end.unsqueeze(2), last.unsqueeze(1), deep.unsqueeze(1))
         token = torch.arange(self.context.tokens).unsqueeze(0)
         return frames + self.positions[place], torch.where(token < remaining, segment.log(), UNSEEN)
+
+    def _sunk(self, valid: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the policy `sinks`: its places are looked up by the clip's length."""
+        place = self.places[valid]
+        deep, last = self._silent_frames(quiet[:, 0])
+        frames = torch.where((place == WINDOW - 1).unsqueeze(2), last.unsqueeze(1), deep.unsqueeze(1))
+        return frames + self.positions[place], self.masses[valid]
 
     def _silent_frames(self, quiet: Tensor) -> tuple[Tensor, Tensor]:
         """What the convolutions make [B, d] of silence worth `quiet` [B, 1]: inside the window, and at its very end.
