@@ -198,8 +198,8 @@ async def test_a_message_over_the_limit_is_refused_and_nothing_else(server: Runn
 
 
 @asynccontextmanager
-async def _proxy(address: str, spoil: Callable[[int, bytes], bytes | None]) -> AsyncIterator[str]:
-    """Forwards connections; `spoil(offset, bytes)` says what goes on to the server, None aborts both ends."""
+async def _proxy(address: str, spoil: Callable[[int, bytes], bytes]) -> AsyncIterator[str]:
+    """Forwards connections; `spoil(offset, bytes)` says what goes on to the server: less of it aborts both ends."""
     host, port = address.rsplit(":", 1)
 
     async def pump(reader: asyncio.StreamReader, ends: list[asyncio.StreamWriter], *, spoiled: bool) -> None:
@@ -207,13 +207,13 @@ async def _proxy(address: str, spoil: Callable[[int, bytes], bytes | None]) -> A
         with suppress(ConnectionError):
             while data := await reader.read(1 << 16):
                 passed = spoil(offset, data) if spoiled else data
-                if passed is None:
-                    for end in ends:
-                        end.transport.abort()
-                    return
                 offset += len(data)
                 ends[0].write(passed)
                 await ends[0].drain()
+                if len(passed) < len(data):
+                    for end in ends:
+                        end.transport.abort()
+                    return
         for end in ends:
             end.close()
 
@@ -235,8 +235,8 @@ async def test_frames_cut_anywhere_leave_nothing_behind(server: Running, clip: b
     for _ in range(60 * TIMES):
         at = int(rng.integers(0, len(clip) + 400))
 
-        def cut(offset: int, data: bytes, at: int = at) -> bytes | None:
-            return data[: at - offset] or None if offset + len(data) > at else data
+        def cut(offset: int, data: bytes, at: int = at) -> bytes:
+            return data[: max(0, at - offset)]
 
         async with _proxy(server.address, cut) as address, _stub(address) as stub:
             outcomes[await _outcome(stub.Embed(_file(clip), timeout=2))] += 1
@@ -312,11 +312,11 @@ async def test_callers_that_do_not_read_are_slowed_down_and_hold_nobody_up(
     server: Running, clip: bytes, speech: Callable[..., np.ndarray]
 ) -> None:
     request = embedder_pb2.EmbedRequest(audio=pcm(speech(20), 16_000), pooling=embedder_pb2.POOLING_FRAMES)
-    offered, memory_mb = 400, server.memory_mb()
+    offered, memory_mb = 1_000, server.memory_mb()
     ok = 'servox_embedder_requests_total{method="EmbedStream",outcome="ok"}'
     before = server.metrics()[ok]
     async with _stub(server.address) as stub:
-        calls = [stub.EmbedStream() for _ in range(3 * TIMES)]
+        calls = [stub.EmbedStream() for _ in range(min(3 * TIMES, 15))]
 
         async def write(call: Any) -> None:  # noqa: ANN401 -- gRPC's call
             for number in range(offered):
@@ -329,12 +329,12 @@ async def test_callers_that_do_not_read_are_slowed_down_and_hold_nobody_up(
             await asyncio.sleep(1)
         assert now < offered * len(calls) / 2, "what nobody reads is not computed"
         grown_mb = round(server.memory_mb() - memory_mb)
-        await _well(server, clip)
+        assert await _outcome(stub.Embed(_file(clip), timeout=30)) == "ok"
         for each in (*writing, *calls):
             each.cancel()
         await asyncio.gather(*writing, return_exceptions=True)
     await _well(server, clip)
-    assert grown_mb < 400
+    assert grown_mb < 200 + 40 * len(calls), "what gRPC holds of each stream, and what waits to be read"
     _record(
         "streams whose caller never reads", len(calls), computed=now, offered=offered * len(calls), grown_mb=grown_mb
     )
