@@ -1,6 +1,5 @@
 """MERT: random small models in its checkpoint's layout, against HuBERT of transformers with the same weights."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
+from bench.small_models import KIN, MERT, MERT_RATE_HZ, mert_body, save_mert
 from services.embedder.backbones import open_backbone
 from services.embedder.contexts import Context
 from services.embedder.export import export
@@ -20,64 +18,24 @@ from services.embedder.runtimes.torch import TorchRuntime
 from servox.errors import BadInput, BadSetting
 
 EXACT = Context(kind="exact")
-RATE = 24_000
 LENGTHS = (9_600, 60_001, 33_333)
-SIZES: dict[str, Any] = {
-    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48, "vocab_size": 32,
-    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "initializer_range": 0.2,
-}  # fmt: skip
-OWN: dict[str, Any] = {
-    "model_type": "mert_model", "architectures": ["MERTModel"], "sample_rate": RATE, "deepnorm": False,
-    "auto_map": {"AutoConfig": "configuration_MERT.MERTConfig", "AutoModel": "modeling_MERT.MERTModel"},
-    "attention_relax": -1.0, "feature_extractor_cqt": False, "feature_extractor_cqt_bins": 84,
-}  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "stable": {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "attention_relax": 32.0},
-    "deepnorm": {"deepnorm": True, "feat_extract_norm": "layer", "attention_relax": 32.0},
-}
-
-
-def hubert(name: str) -> HubertModel:
-    torch.manual_seed(len(name))
-    changes = {key: value for key, value in MODELS[name].items() if key not in OWN}
-    model = HubertModel(HubertConfig(**SIZES, **changes))
-    with torch.no_grad():
-        for key, tensor in model.named_parameters():
-            if "norm" in key or "bias" in key:
-                tensor.add_(torch.randn_like(tensor) * 0.5)
-    model.train(mode=False)
-    return model
 
 
 def save(folder: Path, name: str, **changes: object) -> Path:
-    """A folder as the hub has MERT's: its own config, HuBERT's names, the weight norm's old ones, no prefix."""
-    folder = folder / name
-    folder.mkdir()
-    model = hubert(name)
-    config = {**model.config.to_dict(), **OWN, **MODELS[name], **changes}
-    (folder / "config.json").write_text(json.dumps(config))
-    tensors = model.state_dict()
-    for number, old in enumerate(("weight_g", "weight_v")):
-        new = f"parametrizations.weight.original{number}"
-        tensors = {key.replace(new, old): tensor.contiguous() for key, tensor in tensors.items()}
-    assert "encoder.pos_conv_embed.conv.weight_g" in tensors
-    save_file(tensors, folder / "model.safetensors")
-    extract = Wav2Vec2FeatureExtractor(sampling_rate=RATE, do_normalize=True)  # type: ignore[no-untyped-call]
-    extract.save_pretrained(folder)
-    return folder
+    save_mert(folder / name, name, **changes)
+    return folder / name
 
 
 def hidden_states(name: str, samples: np.ndarray) -> list[np.ndarray]:
     """HuBERT's own answer for a clip alone; DeepNorm's residuals are scaled by hand, as MERT's code says."""
-    model = hubert(name)
-    if MODELS[name].get("deepnorm"):
+    model = mert_body(name)
+    if MERT[name].get("deepnorm"):
         for layer in model.encoder.layers:
             layer.register_forward_hook(deep_layer)
     values = torch.from_numpy((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))
     with torch.inference_mode():
         states: list[torch.Tensor] = []
-        if name == "deepnorm":
+        if name == "mert-deepnorm":
             model.encoder.layer_norm.register_forward_hook(lambda _, __, output: states.append(output))
             for layer in model.encoder.layers:
                 layer.register_forward_hook(lambda _, __, output: states.append(output))
@@ -85,27 +43,27 @@ def hidden_states(name: str, samples: np.ndarray) -> list[np.ndarray]:
         else:
             answer = model(values[None], output_hidden_states=True)
             states += answer.hidden_states
-            if name == "stable":
+            if name == "mert-stable":
                 states.append(answer.last_hidden_state)
     return [state[0].numpy() for state in states]
 
 
 def deep_layer(layer: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
     """What a DeepNorm block makes of its input, in place of what HuBERT's made."""
-    alpha = (2.0 * SIZES["num_hidden_layers"]) ** 0.25
+    alpha = (2.0 * KIN["num_hidden_layers"]) ** 0.25
     x = inputs[0]
     x = layer.layer_norm(alpha * x + layer.attention(x)[0])
     y: torch.Tensor = layer.final_layer_norm(alpha * x + layer.feed_forward(x))
     return y
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MERT)
 def test_every_hidden_state_equals_hubert_in_a_mixed_batch(
     name: str, tmp_path: Path, mixed: Callable[..., Any]
 ) -> None:
     backbone = open_backbone(str(save(tmp_path, name)))
-    assert (backbone.family, backbone.rate_hz, backbone.name) == ("mert", RATE, name)
-    batch = mixed(*LENGTHS, rate_hz=RATE)
+    assert (backbone.family, backbone.rate_hz, backbone.name) == ("mert", MERT_RATE_HZ, name)
+    batch = mixed(*LENGTHS, rate_hz=MERT_RATE_HZ)
     result = TorchRuntime(backbone.graph(EXACT, 2)).run(batch.pcm, batch.lengths, frames=True)
     reference = backbone.reference(EXACT, 2)
     assert result.frames is not None
@@ -120,21 +78,21 @@ def test_every_hidden_state_equals_hubert_in_a_mixed_batch(
 
 
 def test_deepnorm_is_not_forgotten(tmp_path: Path, mixed: Callable[..., Any]) -> None:
-    clip = mixed(20_000, rate_hz=RATE).clips[0]
+    clip = mixed(20_000, rate_hz=MERT_RATE_HZ).clips[0]
     (tmp_path / "plain").mkdir()
-    plain = open_backbone(str(save(tmp_path / "plain", "deepnorm", deepnorm=False)))
-    deep = open_backbone(str(save(tmp_path, "deepnorm")))
+    plain = open_backbone(str(save(tmp_path / "plain", "mert-deepnorm", deepnorm=False)))
+    deep = open_backbone(str(save(tmp_path, "mert-deepnorm")))
     ours, theirs = (b.reference(EXACT, 1)(clip) for b in (plain, deep))
     np.testing.assert_array_equal(ours[0], theirs[0])
     assert np.abs(ours[1] - theirs[1]).max() > 0.1
 
 
 def test_every_engine_equals_hubert(tmp_path: Path, mixed: Callable[..., Any]) -> None:
-    bundle = export(str(save(tmp_path, "deepnorm")), tmp_path / "bundle", blocks="all")
-    assert (bundle.family, bundle.rate_hz, bundle.frame_rate_hz) == ("mert", RATE, 75.0)
+    bundle = export(str(save(tmp_path, "mert-deepnorm")), tmp_path / "bundle", blocks="all")
+    assert (bundle.family, bundle.rate_hz, bundle.frame_rate_hz) == ("mert", MERT_RATE_HZ, 75.0)
     assert all(figure.passed for figure in bundle.parity)
-    batch = mixed(*LENGTHS, rate_hz=RATE)
-    states = [hidden_states("deepnorm", clip) for clip in batch.clips]
+    batch = mixed(*LENGTHS, rate_hz=MERT_RATE_HZ)
+    states = [hidden_states("mert-deepnorm", clip) for clip in batch.clips]
     for engine in (OnnxRuntime, OpenVinoRuntime):
         result = engine(bundle, threads=1).run(batch.pcm, batch.lengths, frames=True)
         assert result.frames is not None
@@ -155,9 +113,9 @@ def test_every_engine_equals_hubert(tmp_path: Path, mixed: Callable[..., Any]) -
 )
 def test_what_the_graph_cannot_express_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(BadInput, match=words):
-        open_backbone(str(save(tmp_path, "deepnorm", **changes)))
+        open_backbone(str(save(tmp_path, "mert-deepnorm", **changes)))
 
 
 def test_only_the_exact_clip_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="--context padded does not fit base"):
-        open_backbone(str(save(tmp_path, "base"))).check(Context.parse("padded"), 1)
+    with pytest.raises(BadSetting, match="--context padded does not fit mert-base"):
+        open_backbone(str(save(tmp_path, "mert-base"))).check(Context.parse("padded"), 1)

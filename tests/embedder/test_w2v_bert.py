@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertConfig, Wav2Vec2BertForCTC, Wav2Vec2BertModel
+from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 
+from bench.small_models import save
 from services.embedder.backbones import open_backbone
 from services.embedder.backbones.fbank import Fbank
 from services.embedder.contexts import Context
@@ -26,21 +27,7 @@ LENGTHS = (6_400, 48_000, 23_871, 16_001)  # both even and odd numbers of window
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoints") / "w2v-bert-random"
-    torch.manual_seed(2)
-    config = Wav2Vec2BertConfig(
-        vocab_size=32, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48,
-        left_max_position_embeddings=20, right_max_position_embeddings=4, conv_depthwise_kernel_size=9,
-        initializer_range=0.2, output_hidden_size=24,
-    )  # fmt: skip
-    model = Wav2Vec2BertForCTC(config)
-    with torch.no_grad():
-        for key, tensor in model.named_parameters():
-            if "norm" in key or "bias" in key or "distance" in key:
-                tensor.add_(torch.randn_like(tensor) * 0.5)
-    model.save_pretrained(folder)
-    SeamlessM4TFeatureExtractor().save_pretrained(folder)  # type: ignore[no-untyped-call]
-    return folder
+    return save(tmp_path_factory.mktemp("checkpoints"), "w2v-bert")
 
 
 def hidden_states(folder: Path, samples: np.ndarray) -> list[np.ndarray]:
@@ -143,5 +130,5 @@ def test_checkpoints_that_differ_are_refused(
 
 
 def test_only_the_exact_clip_is_taken(checkpoint: Path) -> None:
-    with pytest.raises(BadSetting, match="--context silence:8 does not fit w2v-bert-random"):
+    with pytest.raises(BadSetting, match="--context silence:8 does not fit w2v-bert"):
         open_backbone(str(checkpoint)).check(Context.parse("silence:8"), 1)

@@ -10,19 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    HubertConfig,
-    HubertForCTC,
-    HubertModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForPreTraining,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-)
+from transformers import HubertModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model, WavLMModel
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
+from bench.small_models import WAV2VEC2, save
 from services.embedder.backbones import open_backbone
 from services.embedder.backbones.wav2vec2_graph import relative_bucket
 from services.embedder.bundle import Bundle, load
@@ -39,44 +30,15 @@ from servox.telemetry import Metrics
 
 EXACT = Context(kind="exact")
 LENGTHS = (6_400, 48_000, 23_871, 16_001)
-SIZES: dict[str, Any] = {
-    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48, "vocab_size": 32,
-    "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "initializer_range": 0.2,
-}  # fmt: skip
-LARGE: dict[str, Any] = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
-WAVLM: dict[str, Any] = {"num_buckets": 32, "max_bucket_distance": 80}
-# A model's kind, what differs from SIZES, and whether waveforms are normalised.
-MODELS: dict[str, tuple[Any, Any, dict[str, Any], bool]] = {
-    "wav2vec2-base": (Wav2Vec2Config, Wav2Vec2ForPreTraining, {}, True),
-    "wav2vec2-robust": (Wav2Vec2Config, Wav2Vec2Model, LARGE, True),
-    "hubert-base": (HubertConfig, HubertModel, {"feat_proj_layer_norm": False}, True),
-    "hubert-large": (HubertConfig, HubertForCTC, LARGE, True),
-    "wavlm-base": (WavLMConfig, WavLMModel, WAVLM, False),
-    "wavlm-large": (WavLMConfig, WavLMModel, {**LARGE, **WAVLM}, True),
-}
-
-
-def save_random(folder: Path, name: str) -> Path:
-    """Every weight far from its initial value: norms that are the identity would hide a missing one."""
-    config, kind, changes, normalise = MODELS[name]
-    torch.manual_seed(len(name))
-    model = kind(config(**{**SIZES, **changes}))
-    with torch.no_grad():
-        for key, tensor in model.named_parameters():
-            if any(part in key for part in ("norm", "bias", "gru", "rel_attn")):
-                tensor.add_(torch.randn_like(tensor) * 0.5)
-    model.save_pretrained(folder / name)
-    Wav2Vec2FeatureExtractor(do_normalize=normalise).save_pretrained(folder / name)  # type: ignore[no-untyped-call]
-    return folder / name
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("kin")
-    return lambda name: folder / name if (folder / name).exists() else save_random(folder, name)
+    return lambda name: folder / name if (folder / name).exists() else save(folder, name)
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=WAV2VEC2)
 def checkpoint(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path]) -> Path:
     return checkpoints(request.param)
 
@@ -155,7 +117,7 @@ FAST = ("wav2vec2-base", "wavlm-large")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in WAV2VEC2]
 )
 def test_every_engine_equals_transformers(
     name: str, bundles: Callable[[str], Bundle], checkpoints: Callable[[str], Path], mixed: Callable[..., Any]
