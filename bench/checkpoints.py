@@ -1,9 +1,12 @@
 """Checkpoints of a true architecture with random weights, for what does not depend on the weights' values."""
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 LARGE_V3: dict[str, Any] = {
@@ -30,6 +33,18 @@ def random_whisper(config: Mapping[str, Any], *, device: str = "cpu") -> dict[st
         else:
             made[name] = torch.empty(shape, device=device).normal_(0.0, 0.02)
     return made
+
+
+def saved_whisper(folder: Path, config: Mapping[str, Any], *, seed: int = 0) -> Path:
+    """A checkpoint of random float16 weights in the hub's layout, the encoder alone."""
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    tensors = {f"model.encoder.{name}": tensor.half() for name, tensor in random_whisper(config).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"feature_size": config["num_mel_bins"], "sampling_rate": 16_000}
+    for name, content in (("config.json", dict(config)), ("preprocessor_config.json", settings)):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
 
 
 def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:

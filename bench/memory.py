@@ -22,10 +22,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
-from safetensors.torch import save_file
 
-from bench.checkpoints import LARGE_V3, random_whisper
+from bench.checkpoints import LARGE_V3, random_whisper, saved_whisper
 from services.embedder import bundle as bundles
 from services.embedder.export import export
 from services.embedder.runtimes import choose
@@ -140,17 +138,6 @@ def _weights_bytes(blocks: int) -> int:
     return 4 * sum(tensor.numel() for tensor in shapes.values())
 
 
-def _make_checkpoint(folder: Path, blocks: int) -> Path:
-    """Random float16 weights in the hub's layout, the encoder alone."""
-    folder.mkdir(parents=True)
-    config = {**LARGE_V3, "encoder_layers": blocks}
-    tensors = {f"model.encoder.{name}": tensor.half() for name, tensor in random_whisper(config).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "preprocessor_config.json").write_text('{"feature_size": 128, "sampling_rate": 16000}', encoding="utf-8")
-    return folder
-
-
 def _write_clips(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for seed, seconds in enumerate(CLIP_S):
@@ -159,7 +146,7 @@ def _write_clips(folder: Path) -> Path:
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    source = options.checkpoint or _make_checkpoint(folder / "large-v3-random", int(LARGE_V3["encoder_layers"]))
+    source = options.checkpoint or saved_whisper(folder / "large-v3-random", LARGE_V3)
     clips = _write_clips(folder / "clips")
     rows = []
     heads = ("weights", "highest", "peak/w", "own/w", "apart/w")
@@ -181,7 +168,6 @@ def _measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure every export and every server, print a table and one line of JSON."""
     options = _options()
-    torch.manual_seed(0)
     if options.child:
         print(json.dumps(CHILDREN[options.child[0]](*options.child[1:])))
         return

@@ -126,14 +126,14 @@ def _measured(recipe: Recipe, folder: Path, clips: parity.Clips, tell: Progress)
     Raises:
         BundleError: when a figure is out of its bound.
     """
-    bundle = _describe(recipe, folder)
+    bundle = describe(recipe, folder)
     states = list(_states(recipe, recipe.context, clips, lambda done: tell("run transformers", 0.5 + 0.15 * done)))
     tell("run the graph", 0.65)
     figures = [parity.hidden(_fp32(bundle), clips, states)]
     _refuse(figures, bundle)
     if lower := LOWER.get(recipe.precision):
         lower(folder / GRAPH)
-    bundle = _describe(recipe, folder)
+    bundle = describe(recipe, folder)
     runtime = runtimes.choose(bundle)
     figures.append(parity.precision(runtime, clips, states, recipe.precision))
     runtime.close()
@@ -212,7 +212,8 @@ def _refuse(figures: Sequence[Figure], bundle: Bundle) -> None:
             )
 
 
-def _describe(recipe: Recipe, folder: Path) -> Bundle:
+def describe(recipe: Recipe, folder: Path) -> Bundle:
+    """The bundle that the files in `folder` are, without parity."""
     backbone = recipe.backbone
     names = backbone.layers(recipe.blocks)
     return Bundle(

@@ -73,7 +73,7 @@ def test_half_is_close_and_is_not_the_same(graph: Path, batch: dict[str, np.ndar
     assert half.dtype == np.float32
     error = np.abs(half - single).max() / single.std()
     assert 1e-6 < error < 5e-3
-    assert sum(path.stat().st_size for path in graph.parent.iterdir()) < before  # positions and filters outweigh the rest
+    assert sum(path.stat().st_size for path in graph.parent.iterdir()) < before
     assert {path.name for path in graph.parent.iterdir()} <= {"encoder.onnx", "encoder.onnx.data"}
 
 
