@@ -45,6 +45,14 @@ class EvaluatorServer:
         await self._server.serving(True)
         return address
 
+    async def wait_failed(self) -> None:
+        """Returns once stopped.
+
+        Raises:
+            Unavailable: nobody can call any more, so the process must end.
+        """
+        await self._server.wait_failed()
+
     async def stop(self) -> None:
         """Cancels runs at work (what they stored stays), drains, closes."""
         await self._runs.close()

@@ -44,6 +44,14 @@ class ProberServer:
         await self._server.serving(True)
         return address
 
+    async def wait_failed(self) -> None:
+        """Returns once stopped.
+
+        Raises:
+            Unavailable: nobody can call any more, so the process must end.
+        """
+        await self._server.wait_failed()
+
     async def stop(self) -> None:
         """Drains, closes; a training that outlasts the grace is stopped, and its finished heads stay."""
         await self._server.stop()

@@ -452,7 +452,8 @@ async def test_sigterm_under_load_loses_nothing_that_was_admitted(tiny_bundle: P
                 assert [await call for call in calls] == ["ok"] * 8
                 assert await stream == {str(n) for n in range(8)}
         await _gone(workers)
-    assert set(late) <= {"ok", "UNAVAILABLE"}
+    # gRPC cancels what reaches it between its last accept and its goodbye; it was never admitted.
+    assert set(late) <= {"ok", "UNAVAILABLE", "CANCELLED"}
     _record("SIGTERM under load", TIMES, admitted=16 * TIMES, admitted_lost=0, latecomers=dict(late))
 
 

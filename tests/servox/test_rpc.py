@@ -225,6 +225,25 @@ async def test_a_server_made_outside_a_loop_runs_in_the_one_that_starts_it() -> 
 # ---- drain ---------------------------------------------------------------------------------------------------
 
 
+async def test_a_path_that_is_not_text_is_told_and_a_stop_is_no_failure() -> None:
+    """gRPC's accepting loop dies of such a path (grpcio 1.85)."""
+    for stops in (True, False):
+        async with serving(Embedder(lambda: None)) as (server, address):
+            watching = asyncio.create_task(server.wait_failed())
+            if stops:
+                await server.stop()
+                await asyncio.wait_for(watching, 10)
+                continue
+            async with _plain(address) as opened:
+                path: Any = b"/servox.v1.\x89mbedder/Embed"
+                ask: Any = opened.unary_unary(path)
+                call = ask(b"", timeout=10)
+                with pytest.raises(Unavailable, match=r"ended by itself.*UnicodeDecodeError"):
+                    await asyncio.wait_for(watching, 10)
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await call
+
+
 async def test_draining_says_so_first_and_lets_calls_end() -> None:
     embedder = Embedder(lambda: None)
     async with serving(embedder, drain_wait_s=0.3, drain_grace_s=20) as (server, address), _plain(address) as opened:
