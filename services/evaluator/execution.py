@@ -118,8 +118,16 @@ class Execution:
         store = self._settings.store
         jobs = heads.plan(corpora, protocol, seeds, splits)
         with self._phase("train"):
-            trained = await heads.train(jobs, peers=self._peers, store=store, bundle=bundle, events=events)
-        predictor = Predictor(peers=self._peers, store=store, bundle=bundle, pooling=protocol.pooling_name)
+            trained = await heads.train(
+                jobs, peers=self._peers, store=store, bundle=bundle, events=events, layers=self._settings.head_layers
+            )
+        predictor = Predictor(
+            peers=self._peers,
+            store=store,
+            bundle=bundle,
+            pooling=protocol.pooling_name,
+            layers=self._settings.head_layers,
+        )
         return Scorer(
             protocol=protocol,
             predictor=predictor,
@@ -127,7 +135,7 @@ class Execution:
             splits=splits,
             seeds=seeds,
             bundle=_bundle_facts(bundle),
-            versions=_versions(bundle),
+            versions=_versions(bundle, self._settings.head_layers),
         )
 
     async def _score(self, scorer: Scorer, corpora: list[Corpus], out: Path, events: Events) -> dict[str, str]:
@@ -223,8 +231,10 @@ def _bundle_facts(bundle: embedder_pb2.DescribeResponse) -> results.BundleFacts:
     )
 
 
-def _versions(bundle: embedder_pb2.DescribeResponse) -> dict[str, str]:
+def _versions(bundle: embedder_pb2.DescribeResponse, layers: int) -> dict[str, str]:
+    """What a cell was made by; a cell of heads on several layers is another one."""
     return {
+        **({"head layers": str(layers)} if layers > 1 else {}),
         "servox": __version__,
         "embedder": bundle.version,
         "python": platform.python_version(),

@@ -102,15 +102,23 @@ def _train_part(clips: Sequence[LabelledClip], fold: Fold) -> list[LabelledClip]
 
 
 async def train(
-    jobs: Sequence[Job], *, peers: Peers, store: str, bundle: embedder_pb2.DescribeResponse, events: Events
+    jobs: Sequence[Job],
+    *,
+    peers: Peers,
+    store: str,
+    bundle: embedder_pb2.DescribeResponse,
+    events: Events,
+    layers: int = 1,
 ) -> dict[HeadId, common_pb2.Head]:
     """Has the prober train every head; those that cannot be trained are warned of and missing from the answer.
+
+    `layers` is how many a pooled head reads, up to the bundle's default one.
 
     Raises:
         Unavailable: the prober does not answer.
         StorageFull: a clip set or a head cannot be written.
     """
-    specs = [_spec(job, store=store, bundle=bundle) for job in jobs]
+    specs = [_spec(job, store=store, bundle=bundle, layers=layers) for job in jobs]
     heads: dict[HeadId, common_pb2.Head] = {}
     total = len(jobs)
     events.progress("train", 0, total)
@@ -127,7 +135,8 @@ async def train(
     return heads
 
 
-def _spec(job: Job, *, store: str, bundle: embedder_pb2.DescribeResponse) -> prober_pb2.HeadSpec:
+def _spec(job: Job, *, store: str, bundle: embedder_pb2.DescribeResponse, layers: int) -> prober_pb2.HeadSpec:
+    pooled = job.recipe.kind != prober_pb2.HEAD_KIND_FRAME_MLP
     return prober_pb2.HeadSpec(
         name=job.name,
         kind=job.recipe.kind,
@@ -137,4 +146,5 @@ def _spec(job: Job, *, store: str, bundle: embedder_pb2.DescribeResponse) -> pro
         classes=job.classes,
         seed=job.id.seed,
         calibrate=job.calibrate,
+        settings={"layers": layers} if pooled else {},
     )

@@ -38,13 +38,17 @@ class Predictor:
         store: URL of the embeddings.
         bundle: whose embeddings they are.
         pooling: in the store.
+        layers: that heads read, up to the bundle's default one.
     """
 
-    def __init__(self, *, peers: Peers, store: str, bundle: embedder_pb2.DescribeResponse, pooling: str) -> None:
+    def __init__(
+        self, *, peers: Peers, store: str, bundle: embedder_pb2.DescribeResponse, pooling: str, layers: int = 1
+    ) -> None:
         self._peers = peers
         self._store = store
         self._bundle = bundle
         self._pooling = pooling
+        self._layers = layers
 
     async def logits(
         self, head: common_pb2.Head, clips: Sequence[LabelledClip], *, statistics: Sequence[Statistics] = ()
@@ -70,13 +74,13 @@ class Predictor:
         return Answer(logits=logits, temperature=answer.temperature, classes=tuple(answer.classes))
 
     def embeddings(self, clips: Sequence[LabelledClip]) -> Array:
-        """Pooled embeddings `[n, d]` of the layer that heads read.
+        """Pooled embeddings `[n, d]` of what heads read: one layer, or several one after the other.
 
         Raises:
             NotFound: a clip is not in the store.
         """
-        layer = list(self._bundle.layers).index(self._bundle.default_layer)
+        last = list(self._bundle.layers).index(self._bundle.default_layer) + 1
         arrays = EmbeddingStore(self._store).read(
             bundle=self._bundle.bundle.digest, pooling=self._pooling, keys=[clip.key for clip in clips]
         )
-        return np.stack([array[layer] for array in arrays]).astype(np.float64)
+        return np.stack([array[last - self._layers : last].reshape(-1) for array in arrays]).astype(np.float64)

@@ -30,4 +30,7 @@ class Settings(ServiceSettings):
         description="SQLAlchemy URL of the runs and their state",
     )
     embed_in_flight: int = Field(16, ge=1, le=1024, description="clips sent to the embedder at a time")
+    head_layers: int = Field(
+        1, ge=1, le=64, description="layers that a pooled head reads, one after the other, up to the bundle's own"
+    )
     truncate_ms: int = Field(30_000, ge=1000, description="longer clips are cut here, and counted")

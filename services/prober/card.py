@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
@@ -59,8 +60,8 @@ class Card:
         classes: order of the outputs.
         class_counts: clips of each class in the training set.
         bundle: digest of the bundle whose embeddings it reads.
-        layer: of that bundle.
-        dims: of an embedding.
+        layer: of that bundle; the last, where it reads several.
+        dims: of what it reads.
         temperature: logits are divided by it; 1 where it was not fitted.
         seed: of the training.
         settings: every setting of the training, the defaults too.
@@ -93,6 +94,11 @@ class Card:
     created: str
 
     @property
+    def layers(self) -> tuple[int, ...]:
+        """What it reads, one after the other: `layer` and those before it that its settings ask for."""
+        return layers_of(self.layer, self.settings)
+
+    @property
     def tag(self) -> str:
         """`name:version`."""
         return f"{self.name}:{self.version}"
@@ -104,6 +110,11 @@ class Card:
     def identity(self) -> str:
         """What of the card goes into the head's digest: all but where and when."""
         return json.dumps({k: v for k, v in asdict(self).items() if k not in ("store", "created")}, sort_keys=True)
+
+
+def layers_of(layer: int, settings: Mapping[str, float]) -> tuple[int, ...]:
+    """The layers that a head with these settings reads, in order; `layer` is the last."""
+    return tuple(range(layer - int(settings.get("layers", 1)) + 1, layer + 1))
 
 
 def card_from_json(text: str) -> Card:

@@ -156,7 +156,7 @@ class Dataplane:
                 raise BadInput(f"head {card.tag} reads frames and standardises nothing; send no variants")
             parts = self._vectors.frames(source.store_url, bundle=card.bundle, keys=keys)
             return np.concatenate([head.logits(frames) for part in parts for frames in part])[None]
-        x = self._vectors.pooled(source.store_url, bundle=card.bundle, layer=card.layer, keys=keys)
+        x = self._vectors.pooled(source.store_url, bundle=card.bundle, layers=card.layers, keys=keys)
         return np.stack([head.logits(x, variant) for variant in variants])
 
     async def posterior(self, name: str, prior: Prior) -> Posterior:

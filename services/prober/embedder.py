@@ -146,13 +146,17 @@ def pcm_of(cut: Cut, rate_hz: int) -> common_pb2.Audio:
 def _request(audio: common_pb2.Audio, card: Card) -> embedder_pb2.EmbedRequest:
     if card.kind == "frame-mlp":
         return embedder_pb2.EmbedRequest(audio=audio, pooling=embedder_pb2.POOLING_FRAMES)
-    return embedder_pb2.EmbedRequest(audio=audio, pooling=embedder_pb2.POOLING_MEAN, layers=[card.layer])
+    return embedder_pb2.EmbedRequest(audio=audio, pooling=embedder_pb2.POOLING_MEAN, layers=card.layers)
 
 
 def _embedded(reply: embedder_pb2.EmbedResponse, card: Card) -> Embedded:
     values = array_from_proto(reply.embedding, name="embedding")
-    if values.ndim != 2 or (card.kind != "frame-mlp" and len(values) != 1):
-        raise BundleError(f"the embedder answered shape {list(values.shape)} for one layer; check its version")
+    if values.ndim != 2 or (card.kind != "frame-mlp" and len(values) != len(card.layers)):
+        raise BundleError(
+            f"the embedder answered shape {list(values.shape)} for {len(card.layers)} layers; check its version"
+        )
+    if card.kind != "frame-mlp":
+        values = values.reshape(1, -1)  # several layers are read one after the other
     return Embedded(
         values=values.astype(np.float32, copy=False),
         bundle=reply.bundle,

@@ -114,7 +114,7 @@ class Fitting:
 
     def _pooled(self) -> Floats:
         spec = self._job.spec
-        return self._vectors.pooled(self._store_url, bundle=spec.bundle, layer=spec.layer, keys=self._keys)
+        return self._vectors.pooled(self._store_url, bundle=spec.bundle, layers=spec.layers, keys=self._keys)
 
     def _frames(self) -> tuple[Floats, Ints]:
         bundle = self._job.spec.bundle

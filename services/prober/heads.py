@@ -103,7 +103,7 @@ class Head:
         if x.ndim != 2 or x.shape[1] != self.card.dims or not len(x):
             raise BadInput(
                 f"embeddings of shape {list(x.shape)}: head {self.card.tag} reads [n, {self.card.dims}], n at least 1, "
-                f"of layer {self.card.layer}"
+                f"of {'layer' if len(self.card.layers) == 1 else 'layers'} {', '.join(map(str, self.card.layers))}"
             )
         if not np.isfinite(x).all():
             raise BadInput("embeddings hold values that are not finite; embed the audio again")

@@ -3,6 +3,8 @@
 - Defaults. `frame-mlp` is SER Evals' recipe. `mlp` was chosen by speaker on EmoDB, nEMO and RAVDESS: without label
   smoothing the pooled head gains 1.5 points of macro-F1, and its temperature does what the smoothing was for; strong
   decay and half the width cost nothing in domain and help across corpora. `logistic`: C between .03 and .1 is flat.
+- `layers`, of the pooled kinds, is how many of the bundle's layers are read, one after the other, up to `layer`. It is
+  among the settings only where it is not 1, so heads on one layer are what they were before it existed.
 - A version is the digest of everything that decides the weights. The same specification is the same head.
 """
 
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from servox.arrays import LabelledClip, clip_set_digest
 from servox.errors import BadInput, BadSetting
 
-from .card import Kind
+from .card import Kind, layers_of
 
 CODE = 1  # of the training: raised when the same settings begin to give other weights
 VERSION_DIGITS = 16
@@ -48,6 +50,7 @@ DEFAULTS: dict[Kind, dict[str, float]] = {
     "frame-mlp": {**_SER_EVALS, "calibration_folds": 3.0},
     "logistic": {"c": 0.1, "calibration_folds": 5.0},
 }
+_OPTIONAL: dict[Kind, tuple[str, ...]] = {"mlp": ("layers",), "frame-mlp": (), "logistic": ("layers",)}
 # smallest, largest, whole number
 _RANGES: dict[str, tuple[float, float, bool]] = {
     "hidden": (1, 8192, True),
@@ -59,6 +62,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "batch": (1, 65_536, True),
     "clip_norm": (1e-6, 1e6, False),
     "calibration_folds": (2, 100, True),
+    "layers": (1, 64, True),
     "c": (1e-8, 1e8, False),
 }
 
@@ -92,8 +96,17 @@ class Spec:
             raise BadInput(f"bundle digest {self.bundle!r} of head {self.name}: give the 64 hex digits of Describe")
         if self.layer < 0 or not 0 <= self.seed < 1 << 63:
             raise BadInput(f"head {self.name}: layer {self.layer} and seed {self.seed} must not be negative")
+        if self.layers[0] < 0:
+            raise BadInput(
+                f"head {self.name}: {len(self.layers)} layers up to layer {self.layer}: there are not so many"
+            )
         if len(set(self.classes)) != len(self.classes):
             raise BadInput(f"head {self.name}: classes {list(self.classes)} hold one twice; name each once")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """What the head reads, one after the other."""
+        return layers_of(self.layer, self.settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +148,7 @@ def settings_of(kind: Kind, given: Mapping[str, float]) -> dict[str, float]:
     Raises:
         BadSetting: an unknown name, or a value out of range.
     """
-    known = DEFAULTS[kind]
+    known = [*DEFAULTS[kind], *_OPTIONAL[kind]]
     for name, value in given.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -145,7 +158,8 @@ def settings_of(kind: Kind, given: Mapping[str, float]) -> dict[str, float]:
         if not (math.isfinite(value) and low <= value <= high) or (whole and value != int(value)):
             what = "a whole number" if whole else "a number"
             raise BadSetting(f"setting {name} = {value:g}: give {what} from {low:g} to {high:g}")
-    return {**known, **given}
+    plain = {name: value for name, value in given.items() if (name, value) != ("layers", 1)}
+    return {**DEFAULTS[kind], **plain}
 
 
 def classes_of(spec: Spec, clips: Sequence[LabelledClip]) -> tuple[str, ...]:

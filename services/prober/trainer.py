@@ -138,14 +138,14 @@ class _Training:
 
     def _prefetch(self) -> None:
         """Reads the clips of all pooled heads at once: their clip sets overlap, and a part of a store is read whole."""
-        wanted: dict[tuple[str, int], dict[str, None]] = {}
+        wanted: dict[tuple[str, tuple[int, ...]], dict[str, None]] = {}
         for job in self._jobs:
             if job.spec.kind != "frame-mlp":
-                keys = wanted.setdefault((job.spec.bundle, job.spec.layer), {})
+                keys = wanted.setdefault((job.spec.bundle, job.spec.layers), {})
                 keys.update(dict.fromkeys(clip.key for clip in job.clips))
-        for (bundle, layer), keys in wanted.items():
+        for (bundle, layers), keys in wanted.items():
             try:
-                self._workshop.vectors.pooled(self._store_url, bundle=bundle, layer=layer, keys=list(keys))
+                self._workshop.vectors.pooled(self._store_url, bundle=bundle, layers=layers, keys=list(keys))
             except ServoxError:
                 continue  # the heads that lack a clip will say so, each for itself
 

@@ -36,8 +36,8 @@ class Vectors:
         self._stores: dict[str, EmbeddingStore] = {}
         self._lock = threading.Lock()
 
-    def pooled(self, url: str, *, bundle: str, layer: int, keys: Sequence[str]) -> Floats:
-        """Mean vectors [n, d] of one layer, in the order of `keys`.
+    def pooled(self, url: str, *, bundle: str, layers: Sequence[int], keys: Sequence[str]) -> Floats:
+        """Mean vectors [n, d] of one layer, or of several one after the other, in the order of `keys`.
 
         Raises:
             NotFound: a clip is not in the store.
@@ -45,14 +45,15 @@ class Vectors:
         """
         if not keys:
             raise BadInput("no clips were named; give a clip set that is not empty")
-        found = self._cached(url, bundle, layer, keys)
-        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        found = {layer: self._cached(url, bundle, layer, keys) for layer in layers}
+        missing = [key for key in dict.fromkeys(keys) if any(key not in held for held in found.values())]
         if missing:
             arrays = self._store(url).read(bundle=bundle, pooling="mean", keys=missing)
-            fresh = {key: _layer(array, layer, key) for key, array in zip(missing, arrays, strict=True)}
-            self._keep(url, bundle, layer, fresh)
-            found |= fresh
-        return _stack([found[key] for key in keys])
+            for layer, held in found.items():
+                fresh = {key: _layer(array, layer, key) for key, array in zip(missing, arrays, strict=True)}
+                self._keep(url, bundle, layer, fresh)
+                held.update(fresh)
+        return np.concatenate([_stack([held[key] for key in keys]) for held in found.values()], axis=1)
 
     def frames(self, url: str, *, bundle: str, keys: Sequence[str]) -> Iterator[list[Floats]]:
         """Frames [t, d] of the bundle's default layer, in the order of `keys`, some hundred clips at a time.

@@ -143,6 +143,8 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
         values = np.abs(np.fft.rfft(samples, n=2 * DIMS - 2))[None].astype(np.float32)
         if request.pooling == embedder_pb2.POOLING_FRAMES:
             values = np.concatenate([values, values * 2])
+        elif len(request.layers) > 1:
+            values = np.concatenate([values * (1 + layer) for layer in request.layers])
         return embedder_pb2.EmbedResponse(
             embedding=array_to_proto(values),
             bundle=common_pb2.Bundle(digest=self.bundle, source="toy"),

@@ -93,6 +93,20 @@ async def test_it_asks_for_what_the_head_reads(ready: Any, corpus: Any) -> None:
     assert (frames.pooling, list(frames.layers)) == (embedder_pb2.POOLING_FRAMES, [])
 
 
+async def test_a_head_on_several_layers_asks_for_them_and_reads_them_in_order(
+    pair: Any, corpus: Any, tmp_path: Path
+) -> None:
+    spec = corpus.spec(name="wide", kind=prober_pb2.HEAD_KIND_LOGISTIC, settings={"layers": 2})
+    async for _ in pair.prober.Train(prober_pb2.TrainRequest(store_url=corpus.store, heads=[spec])):
+        pass
+    answer = await recognised(pair, wav(noise(2)), head="wide")
+    assert list(pair.embedder.requests[-1].layers) == [1, 2]
+    spectrum = np.abs(np.fft.rfft(noise(2), n=46)).astype(np.float32)
+    head = Registry(tmp_path / "heads").get("wide")
+    wanted = softmax(head.logits(np.concatenate([2 * spectrum, 3 * spectrum])[None])[0] / head.card.temperature)
+    np.testing.assert_allclose(probabilities(answer.overall), wanted, atol=1e-5)
+
+
 async def test_windows_and_their_mean(ready: Any) -> None:
     answer = await recognised(ready, wav(noise(2.6)), window_ms=1000, hop_ms=500)
     spans = [(window.start_ms, window.end_ms) for window in answer.windows]

@@ -11,6 +11,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from services.prober.registry import Registry
+from servox.arrays import EmbeddingStore
 from servox.errors import BadInput, HeadMismatch, NotFound, Refused, StorageFull, Unavailable
 from servox.rpc import translated
 from servox.v1 import common_pb2, prober_pb2
@@ -66,6 +67,18 @@ async def test_a_logistic_head_is_scikit_learns(prober: Any, corpus: Any) -> Non
     x = corpus.vectors().astype(np.float64)
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     model = LogisticRegression(C=0.3, max_iter=2000).fit(x, [clip.label for clip in corpus.clips])
+    np.testing.assert_allclose(array_from_proto(answer.probabilities)[0], model.predict_proba(x), atol=1e-5)
+
+
+async def test_a_head_on_several_layers_is_scikit_learns_on_all_of_them(prober: Any, corpus: Any) -> None:
+    await trained(prober, corpus, corpus.spec(name="wide", kind=LOGISTIC, settings={"layers": 3}))
+    answer = await predicted(prober, corpus, "wide")
+    keys = [clip.key for clip in corpus.clips]
+    stored = EmbeddingStore(corpus.store).read(bundle=corpus.bundle, pooling="mean", keys=keys)
+    x = np.stack(stored).reshape(len(keys), -1).astype(np.float64)
+    spread = x.std(axis=0)
+    x = (x - x.mean(axis=0)) / np.where(spread < 1e-6, 1.0, spread)
+    model = LogisticRegression(C=0.1, max_iter=2000).fit(x, [clip.label for clip in corpus.clips])
     np.testing.assert_allclose(array_from_proto(answer.probabilities)[0], model.predict_proba(x), atol=1e-5)
 
 

@@ -43,6 +43,22 @@ def test_settings_are_the_given_ones_over_the_defaults() -> None:
     assert settings_of("mlp", {"epochs": 3}) == {**DEFAULTS["mlp"], "epochs": 3}
 
 
+def test_several_layers_are_those_up_to_the_heads_own() -> None:
+    several = dataclasses.replace(SPEC, settings=settings_of("mlp", {"layers": 3}))
+    assert several.layers == (1, 2, 3)
+    assert SPEC.layers == (3,)
+    with pytest.raises(BadInput, match="5 layers up to layer 3"):
+        dataclasses.replace(SPEC, settings=settings_of("mlp", {"layers": 5}))
+    with pytest.raises(BadSetting, match="kind frame-mlp has no such setting"):
+        settings_of("frame-mlp", {"layers": 2})
+
+
+def test_one_layer_is_no_setting_so_that_older_heads_keep_their_version() -> None:
+    assert settings_of("logistic", {"layers": 1}) == DEFAULTS["logistic"]
+    several = dataclasses.replace(SPEC, settings=settings_of("mlp", {"layers": 2}))
+    assert version_of(several, clips("a", "b"), ("a", "b")) != version_of(SPEC, clips("a", "b"), ("a", "b"))
+
+
 def test_an_unknown_setting_gets_a_hint() -> None:
     with pytest.raises(BadSetting, match=r"'learning_rat' = 0.1.*did you mean 'learning_rate'"):
         settings_of("mlp", {"learning_rat": 0.1})

@@ -18,7 +18,7 @@ def keys(corpus: Any) -> list[str]:
 
 
 def read(vectors: Vectors, corpus: Any, chosen: list[str]) -> Any:
-    return vectors.pooled(corpus.store, bundle=corpus.bundle, layer=corpus.layer, keys=chosen)
+    return vectors.pooled(corpus.store, bundle=corpus.bundle, layers=[corpus.layer], keys=chosen)
 
 
 def test_vectors_come_in_the_order_of_the_keys(corpus: Any) -> None:
@@ -28,6 +28,15 @@ def test_vectors_come_in_the_order_of_the_keys(corpus: Any) -> None:
     vectors = Vectors(1 << 20)
     np.testing.assert_array_equal(read(vectors, corpus, chosen), wanted)
     np.testing.assert_array_equal(read(vectors, corpus, chosen), wanted)
+
+
+def test_several_layers_come_one_after_the_other(corpus: Any) -> None:
+    every = keys(corpus)
+    stored = EmbeddingStore(corpus.store).read(bundle=corpus.bundle, pooling="mean", keys=every)
+    vectors = Vectors(1 << 20)
+    read(vectors, corpus, every[:9])  # one of the layers is in memory for some of the clips
+    together = vectors.pooled(corpus.store, bundle=corpus.bundle, layers=[0, 1, 2], keys=every)
+    np.testing.assert_array_equal(together, np.stack(stored).reshape(len(every), -1))
 
 
 def test_a_clip_is_read_once(corpus: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +70,7 @@ def test_what_is_not_there_is_said(corpus: Any) -> None:
     with pytest.raises(BadInput, match="no clips were named"):
         read(vectors, corpus, [])
     with pytest.raises(BadInput, match="has no layer 3"):
-        vectors.pooled(corpus.store, bundle=corpus.bundle, layer=3, keys=keys(corpus)[:1])
+        vectors.pooled(corpus.store, bundle=corpus.bundle, layers=[3], keys=keys(corpus)[:1])
 
 
 def test_frames_lie_in_a_file_as_they_were(corpus: Any, tmp_path: Path) -> None:
@@ -92,4 +101,4 @@ def test_stored_shapes_that_make_no_sense_are_refused(corpus: Any, tmp_path: Pat
     with pytest.raises(BadInput, match=r"shape \[3\], not \[frames, d\]"):
         list(vectors.frames(str(tmp_path), bundle=corpus.bundle, keys=["a" * 64]))
     with pytest.raises(BadInput, match=r"\[3, 4\] dimensions"):
-        vectors.pooled(str(tmp_path), bundle=corpus.bundle, layer=0, keys=["a" * 64, "b" * 64])
+        vectors.pooled(str(tmp_path), bundle=corpus.bundle, layers=[0], keys=["a" * 64, "b" * 64])
