@@ -1,6 +1,7 @@
 """One bundle behind each server: ours, LitServe, mosec, BentoML, Triton; closed loops and Poisson arrivals.
 
-    python -m bench.servers [--bundle FOLDER] [--data FOLDER] [--peers FOLDER] [--quick] [--tune] [--plots FOLDER]
+    python -m bench.servers [--bundle FOLDER] [--data FOLDER] [--peers FOLDER] [--quick] [--plots FOLDER]
+    python -m bench.servers --tune > tuned.txt; python -m bench.servers --settings tuned.txt
 
 - Every server runs the same bundle by the same runtime code with the same threads, and decodes the same real files.
 - All are started first; one at a time runs, the others are frozen. Each load is measured on all of them one after
@@ -10,7 +11,8 @@
 - The generator shares the machine: its own CPU is measured and printed.
 
 The peers' environments are made in `--peers` where they are missing (see `bench.peers.environment`); a peer that does
-not install or start is left out, and the reason printed. Ends with one line of JSON.
+not install or start is left out, and the reason printed. `--tune` measures every setting of every peer instead, and
+`--settings` runs the comparison with the best of each. Ends with one line of JSON.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,6 +50,7 @@ SHARES = (0.5, 0.8, 1.2, 3.0)
 PATIENCE_S = 30.0  # of a closed loop's clients
 STARTS = 3
 SETTLE_S = 20.0
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 AGREE = 1e-3  # vectors of all servers are equal up to what another batch width does to float32
 
@@ -95,6 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--deadline-s", type=float, default=1.0)
     parser.add_argument("--quick", action="store_true", help="one short round of few loads: does it run?")
     parser.add_argument("--tune", action="store_true", help="measure every setting of every peer instead")
+    parser.add_argument("--settings", type=Path, help="what --tune printed: the best settings are taken from it")
     parser.add_argument("--plots", type=Path, help="folder for the plots")
     return parser.parse_args()
 
@@ -331,7 +335,7 @@ def _capacity(subject: Subject, plan: Plan) -> float:
     return max(figures(bursts, deadline_s=plan.deadline_s).answers for bursts in subject.bursts.values())
 
 
-def _rotated(subjects: Sequence[Subject], number: int) -> list[Subject]:
+def _rotated(subjects: Sequence[T], number: int) -> list[T]:
     """Nobody is always measured first."""
     start = number % len(subjects)
     return [*subjects[start:], *subjects[:start]]
@@ -414,7 +418,12 @@ async def _check_and_warm(subjects: Sequence[Subject], plan: Plan) -> dict[str, 
     return apart
 
 
-def _best(name: str) -> Setting:
+def _best(name: str, tuned: Path | None) -> Setting:
+    """The setting that came out best, by `tuned` where it says so."""
+    if tuned:
+        found = json.loads(tuned.read_text(encoding="utf-8").splitlines()[-1])["best"]
+        if name in found:
+            return dict(found[name])
     return TRIED.get(name, ({},))[0]
 
 
@@ -422,7 +431,7 @@ async def _compare(house: House, given: argparse.Namespace, plan: Plan) -> dict[
     """The comparison."""
     names = [OURS, *(name for name in given.servers if name != OURS)]
     bare = house.start_bare()
-    subjects, missing = await _start_all(house, names, {name: _best(name) for name in names})
+    subjects, missing = await _start_all(house, names, {name: _best(name, given.settings) for name in names})
     apart = await _check_and_warm(subjects, plan)
     alone = await _rounds(subjects, plan, bare)
     if bare.stdin:
@@ -452,7 +461,7 @@ async def _tune(house: House, given: argparse.Namespace, plan: Plan) -> dict[str
         for setting in TRIED.get(name, ({},)):
             found = await house.start(name, setting)
             if isinstance(found, str):
-                rows.append({"server": name, **setting, "failed": found})
+                rows.append({"server": name, "setting": dict(setting), "failed": found})
                 print(f"{name} {setting}: {found}", flush=True)
                 continue
             await _warm(found, plan)
@@ -463,9 +472,19 @@ async def _tune(house: House, given: argparse.Namespace, plan: Plan) -> dict[str
             for share in (0.8, 3.0):
                 await _measure(found, (f"ours {share:.0%}", share * ours), plan, seed=1)
             found.running.stop()
-            rows.append({"server": name, **setting, **_row(found, plan)})
+            rows.append({"server": name, "setting": dict(setting), **_row(found, plan)})
             print(" ".join(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    return {"tuned": rows}
+    return {"tuned": rows, "best": best_settings(rows)}
+
+
+def best_settings(rows: Sequence[Mapping[str, Any]]) -> dict[str, Setting]:
+    """For each server the setting with the highest goodput of all loads together."""
+    best: dict[str, tuple[float, Setting]] = {}
+    for row in rows:
+        goodput = sum(value for key, value in row.items() if key.endswith(": goodput"))
+        if "failed" not in row and goodput > best.get(row["server"], (-1.0, {}))[0]:
+            best[row["server"]] = (goodput, row["setting"])
+    return {name: setting for name, (_, setting) in best.items()}
 
 
 def _row(subject: Subject, plan: Plan) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The servers that are compared: how each is started, what its requests look like, and the settings that were tried.
 
-`TRIED` holds, for each peer, every setting that `python -m bench.servers --tune` measures; the first of each is what
-came out best and what the comparison runs with. All have the processors' worth of encoders with one thread each, or
-one encoder with all threads, whichever served more.
+`TRIED` holds, for each peer, every setting that `python -m bench.servers --tune` measures; the comparison runs with the
+first of each, or with the best that `--settings` names. All have the processors' worth of encoders with one thread
+each, or one encoder with all threads.
 """
 
 import base64
