@@ -4,11 +4,12 @@ import json
 import math
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from bench.peers.catalogue import TRIED
 from bench.servers import _best, _finite, _plan, _rotated, best_settings
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"server": "mosec", "setting": {"batch": 1}, "closed 16: goodput": 50.0, "ours 300%: goodput": 10.0},
     {"server": "mosec", "setting": {"batch": 4}, "closed 16: goodput": 45.0, "ours 300%: goodput": 30.0},
     {"server": "triton", "setting": {"batch": 1}, "failed": "it ended"},
