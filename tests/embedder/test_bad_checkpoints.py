@@ -36,8 +36,9 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 @pytest.fixture(params=FAMILIES)
 def copy(request: pytest.FixtureRequest, originals: Callable[[str], Path], tmp_path: Path) -> Path:
     """A checkpoint to spoil, in a folder named after its family."""
-    shutil.copytree(originals(request.param), tmp_path / request.param)
-    return tmp_path / request.param
+    folder = tmp_path / str(request.param)
+    shutil.copytree(originals(request.param), folder)
+    return folder
 
 
 def edited(path: Path, **changes: object) -> None:

@@ -157,7 +157,7 @@ def test_every_policy_and_depth_exports(
     states = open_backbone(str(checkpoint)).reference(bundle.context, bundle.blocks)
     clip = parity.gather([], None, RATE).samples[3]
     result = OnnxRuntime(bundle, threads=1).run(clip[None], np.array([len(clip)]))
-    np.testing.assert_allclose(result.statistics[0, :, 0], states(clip).mean(axis=1), atol=1e-4)
+    np.testing.assert_allclose(result.statistics[0, :, 0], np.stack(list(states(clip))).mean(axis=1), atol=1e-4)
 
 
 def test_logmel_needs_no_checkpoint(tmp_path: Path) -> None:
