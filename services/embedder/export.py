@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -22,9 +22,9 @@ from services.embedder.contexts import Context
 from services.embedder.halve import halve
 from services.embedder.leftovers import OLD, held, sweep
 from services.embedder.quantise import quantise_weights
-from services.embedder.runtimes import tensorrt
+from services.embedder.runtimes import Runtime, tensorrt
 from services.embedder.runtimes.onnx import OnnxRuntime
-from servox.errors import BadSetting, BundleError, StorageFull
+from servox.errors import BadSetting, BundleError, StorageFull, Unavailable
 
 PACKAGES = ("servox", "torch", "transformers", "onnx", "onnxscript", "onnxruntime", "openvino")
 
@@ -134,12 +134,21 @@ def _measured(recipe: Recipe, folder: Path, clips: parity.Clips, tell: Progress)
     if lower := LOWER.get(recipe.precision):
         lower(folder / GRAPH)
     bundle = describe(recipe, folder)
-    runtime = runtimes.choose(bundle)
+    runtime = _measuring(bundle)
     figures.append(parity.precision(runtime, clips, states, recipe.precision))
     runtime.close()
+    origin = f"{clips.origin}, float16 on {runtime.device}" if recipe.precision == "fp16" else clips.origin
     figures += _context_figures(recipe, clips, states, lambda done: tell("run the padded encoder", 0.75 + 0.25 * done))
     _refuse(figures, bundle)
-    return replace(bundle, parity=tuple(figures), parity_clips=clips.origin)
+    return replace(bundle, parity=tuple(figures), parity_clips=origin)
+
+
+def _measuring(bundle: Bundle) -> Runtime:
+    """What will serve the bundle; for float16 a GPU if there is one, else a CPU, which rounds the weights alike."""
+    if bundle.precision == "fp16":
+        with suppress(Unavailable):
+            return runtimes.choose(bundle, "cuda")
+    return runtimes.choose(bundle)
 
 
 def _check_engine(engine: str, precision: str) -> None:
