@@ -56,7 +56,7 @@ TRIED: Mapping[str, Sequence[Setting]] = {
     ),
     "bentoml": (
         {**EACH, "batch": 4, "queue": 64},
-        {**EACH, "batch": 1, "queue": 64},
+        {**EACH, "batch": 2, "queue": 64},  # BentoML refuses batches of one
         {**EACH, "batch": 4, "queue": 32},
         {**ALL, "batch": 8, "queue": 64},
     ),

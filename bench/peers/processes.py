@@ -39,10 +39,19 @@ def end(mark: str, *, grace_s: float = STOP_S) -> None:
     """Ends every process that carries `mark`: SIGTERM, a while, SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGCONT):  # a frozen one takes the first when it gets the second
         send(marked(mark), number)
-    until_s = time.monotonic() + grace_s
-    while marked(mark) and time.monotonic() < until_s:
-        time.sleep(0.1)
-    send(marked(mark), signal.SIGKILL)
+    if not _gone(mark, within_s=grace_s):
+        send(marked(mark), signal.SIGKILL)
+        _gone(mark, within_s=STOP_S)
+
+
+def _gone(mark: str, *, within_s: float) -> bool:
+    """Whether all ended in time."""
+    until_s = time.monotonic() + within_s
+    while marked(mark):
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def send(pids: Sequence[int], number: signal.Signals) -> None:
