@@ -64,7 +64,7 @@ def _transformers(setup: Setup) -> Embed:
 
     torch.set_num_threads(setup.threads)
     extractor = WhisperFeatureExtractor.from_pretrained(setup.path)
-    encoder = WhisperModel.from_pretrained(setup.path, dtype=torch.float32).eval().get_encoder()
+    encoder = WhisperModel.from_pretrained(setup.path, dtype=torch.float32).get_encoder().eval()
 
     def embed(clip: Samples) -> Samples:
         with torch.inference_mode():
@@ -83,7 +83,7 @@ def _torch_trimmed(setup: Setup) -> Embed:
 
     torch.set_num_threads(setup.threads)
     extract = _mel(setup.mels)
-    encoder = WhisperModel.from_pretrained(setup.path, dtype=torch.bfloat16).eval().get_encoder()
+    encoder = WhisperModel.from_pretrained(setup.path, dtype=torch.bfloat16).get_encoder().eval()
 
     def embed(clip: Samples) -> Samples:
         frames = own_frames(len(clip))

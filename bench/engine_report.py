@@ -136,13 +136,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
-    known = [row for row in rows if row.f1 is not None]
-    for row in known:
+    known = [(row, row.f1) for row in rows if row.f1 is not None]
+    for row, f1 in known:
         ours = row.engine.startswith("Servox")
-        axes.scatter(row.ratio, row.f1, color="#0b6e4f" if ours else "#8a8a8a", s=46, zorder=3)
-        axes.annotate(row.engine, (row.ratio, row.f1), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axes.scatter(row.ratio, f1, color="#0b6e4f" if ours else "#8a8a8a", s=46, zorder=3)
+        axes.annotate(row.engine, (row.ratio, f1), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel="clips a second, transformers = 1", ylabel="macro-F1 of a head, by speaker")
-    axes.set_xlim(0.7, 2.2 * max(row.ratio for row in known))
+    axes.set_xlim(0.7, 2.2 * max(row.ratio for row, _ in known))
     axes.grid(visible=True, which="both", linewidth=0.3)
     figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)

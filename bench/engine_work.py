@@ -52,7 +52,8 @@ def peaks(threads: int, seconds: float) -> dict[str, float]:
     found = {}
     for name, (product, matrix) in products.items():
         product(matrix, matrix)
-        took, until = [], time.perf_counter() + seconds
+        took: list[float] = []
+        until = time.perf_counter() + seconds
         while not took or time.perf_counter() < until:
             began = time.perf_counter()
             product(matrix, matrix)
