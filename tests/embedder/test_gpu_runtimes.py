@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.embedder.bundle import Bundle, Engine, Shape, load
 from services.embedder.contexts import Context
 from services.embedder.export import export
-from services.embedder.runtimes import choose, gpu, tensorrt
+from services.embedder.runtimes import choose, gpu, onnx, tensorrt
 from services.embedder.runtimes.binding import CAPTURED_S, captured_shape, padded_batch
 from services.embedder.runtimes.onnx import OnnxRuntime, cuda_options
 from servox.errors import BadSetting, BundleError, Unavailable
@@ -79,6 +79,18 @@ def test_bound_buffers_give_what_plain_runs_give(bundle: Bundle) -> None:
         bound.run(*batch(1, 8_000))
 
 
+def test_no_more_shapes_are_captured_than_their_weights_may_take(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "CAPTURED_BYTES", 2 * bundle.graph.stat().st_size)
+    runtime, plain = OnnxRuntime(bundle, threads=1, bound=True), OnnxRuntime(bundle, threads=1)
+    for rows in (1, 2, 4, 8):
+        pcm, lengths = batch(rows, 8_000)
+        expected = plain.run(pcm, lengths).statistics
+        np.testing.assert_allclose(runtime.run(pcm, lengths).statistics, expected, atol=1e-5)
+    assert list(runtime._buffers) == [(1, 8_000), (2, 8_000)]
+
+
 def test_bound_results_outlive_the_next_run(bundle: Bundle) -> None:
     runtime = OnnxRuntime(bundle, threads=1, bound=True)
     pcm, lengths = batch(2, 8_000)
@@ -110,8 +122,10 @@ def test_padding_rows_are_one_sample_of_silence() -> None:
 
 
 def test_fp32_bundles_do_not_compute_in_tf32(bundle: Bundle) -> None:
-    assert cuda_options(bundle)["use_tf32"] == "0"
-    assert cuda_options(dataclasses.replace(bundle, precision="fp16"))["use_tf32"] == "1"
+    assert cuda_options(bundle, captures=True)["use_tf32"] == "0"
+    half = cuda_options(dataclasses.replace(bundle, precision="fp16"), captures=False)
+    assert half["use_tf32"] == "1"
+    assert half["enable_cuda_graph"] == "0"
 
 
 def test_an_absent_gpu_is_named(no_gpu: None) -> None:

@@ -17,6 +17,7 @@ from services.embedder.contexts import Context
 from services.embedder.graphs import edited
 from services.embedder.halve import front_end, halve
 from services.embedder.quantise import quantise_weights
+from services.embedder.runtimes.onnx import DIMENSIONS
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,18 @@ def test_what_fails_changes_nothing(
         change(graph)
     after = {path.name: path.read_bytes() for path in graph.parent.iterdir() if not path.name.endswith(".new")}
     assert after == before
+
+
+def test_with_its_shape_fixed_nothing_is_left_to_compute_on_a_host(graph: Path, tmp_path: Path) -> None:
+    """What a CUDA graph needs: of a free shape, ONNX Runtime would compute the shapes on the CPU."""
+    halve(graph)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fixed.onnx")
+    for name, size in zip(DIMENSIONS, (2, 48_000), strict=True):
+        options.add_free_dimension_override_by_name(name, size)
+    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "fixed.onnx").graph.node}
+    assert not kinds & {"Shape", "Range", "Size", "ConstantOfShape"}, kinds
 
 
 def test_int8_is_the_same_wherever_the_weights_lie(graph: Path, batch: dict[str, np.ndarray]) -> None:

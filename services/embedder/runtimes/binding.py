@@ -17,7 +17,6 @@ from services.embedder.runtimes import Lengths, Pcm
 
 WIDTHS_S = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 30)  # the server's length buckets
 CAPTURED_S = 32.0  # seconds of audio in a batch up to which launches, not arithmetic, take the time
-UNCAPTURED = "-1"  # the graph id under which ONNX Runtime neither captures nor replays
 
 
 def captured_shape(rows: int, width: int, bundle: Bundle) -> tuple[int, int] | None:
@@ -47,7 +46,6 @@ class Buffers:
         shape: rows and samples.
         statistics: layers and dimensions of a row's statistics.
         device: `cuda` or `cpu`.
-        graph: id of the captured graph, or `UNCAPTURED`.
     """
 
     def __init__(
@@ -57,7 +55,6 @@ class Buffers:
         shape: tuple[int, int],
         statistics: tuple[int, int],
         device: str,
-        graph: str,
     ) -> None:
         self._session = session
         of = onnxruntime.OrtValue.ortvalue_from_shape_and_type
@@ -71,12 +68,10 @@ class Buffers:
         for name, value in self._inputs.items():
             self._binding.bind_ortvalue_input(name, value)
         self._binding.bind_ortvalue_output("statistics", self._statistics)
-        self._options: Any = onnxruntime.RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", graph)
 
     def run(self, pcm: Pcm, lengths: Lengths) -> NDArray[np.float32]:
         """Statistics of a batch of this shape."""
         self._inputs["pcm"].update_inplace(pcm)
         self._inputs["lengths"].update_inplace(lengths)
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._session.run_with_iobinding(self._binding)
         return np.array(self._statistics.numpy(), np.float32)
