@@ -6,10 +6,11 @@ point of macro-F1 by speaker, the mean over the given corpora. Of those that may
 
 import json
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -18,8 +19,6 @@ from rich.table import Table
 
 from services.embedder import parity
 from services.embedder.bundle import Bundle, load
-from services.embedder.export import beside, check_target, disk_errors, publish
-from services.embedder.precisions import Trial, fastest, judged, trials
 from services.embedder.runtimes import choose
 from services.evaluator.dataset import Corpus
 from services.evaluator.dataset import load as load_corpora
@@ -28,6 +27,9 @@ from services.evaluator.statistics import Tables
 from services.study.feature_heads import Features, Gap, answers, counted, gap, macro_f1
 from servox import audio, cpus
 from servox.errors import BadSetting
+
+if TYPE_CHECKING:
+    from services.embedder.precisions import Trial
 
 MOST_LOST = 0.005  # of macro-F1
 STEP_MS = 100  # a server's default: fewer shapes to prepare
@@ -84,6 +86,10 @@ def precision(
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON last.")] = False,
 ) -> None:
     """Every precision that this CPU offers: its speed, its error, and what a head loses by it."""
+    # Imported here: torch takes seconds, which `--help` does not wait for.
+    from services.embedder.export import beside, check_target, disk_errors, publish
+    from services.embedder.precisions import fastest, judged, trials
+
     plain = load(bundle)
     if plain.precision != "fp32":
         raise BadSetting(f"--bundle {bundle} is in {plain.precision}: give one exported with --precision fp32")
@@ -136,7 +142,7 @@ def embed(bundle: Bundle, clips: tuple[parity.Samples, ...]) -> Features:
     return rows
 
 
-def row(trial: Trial, gate: Gate, plain: Bundle, best: Bundle) -> dict[str, Any]:
+def row(trial: "Trial", gate: Gate, plain: Bundle, best: Bundle) -> dict[str, Any]:
     """A trial as `--json` prints it."""
     lost = gate.gap(trial.bundle, plain) if trial.bundle is not None and trial.bundle is not plain else None
     return {
@@ -150,7 +156,7 @@ def row(trial: Trial, gate: Gate, plain: Bundle, best: Bundle) -> dict[str, Any]
     }
 
 
-def table(tried: list[Trial], gate: Gate, plain: Bundle, best: Bundle) -> Table:
+def table(tried: "list[Trial]", gate: Gate, plain: Bundle, best: Bundle) -> Table:
     """The trials for people."""
     made = Table("precision", "speech s/s", "error", "macro-F1", "against fp32 (95 %)", "")
     for each in (row(trial, gate, plain, best) for trial in tried):
@@ -180,7 +186,5 @@ def _decoded(corpus: Corpus, rate_hz: int) -> Speech:
 
 
 def _copy(plain: Bundle, folder: Path) -> None:
-    import shutil
-
     shutil.copytree(plain.folder, folder / "fp32")
     replace(plain, folder=folder / "fp32").write_manifest()
