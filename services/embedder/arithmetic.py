@@ -2,7 +2,8 @@
 
 - One multiplication and one addition are two operations. Norms, activations, softmax and sums are left out, as
   `torch.utils.flop_counter` leaves them out; so is the spectrogram, which is no part of the encoder.
-- Whisper's last block computes the clip's own rows only: nothing reads what its context's tokens would become.
+- Whisper's last block computes the clip's own rows only: nothing reads what its context's tokens would become. Tokens
+  of `cached:K` are only ever keys and values.
 - `Work` is what the graph of a bundle cut at a depth does for one clip alone. `padded` is what a window of Whisper
   costs transformers, every row in every block: the yardstick of every figure that is relative.
 - Pure: no torch, no bundle. Sizes come from a checkpoint's config by `encoder_of`.
@@ -49,7 +50,8 @@ class Whisper:
         computed, tokens = context_frames(context, own)
         cost = self._convolutions(computed + 1)  # the graph makes one frame more than it reads
         cost += 6.0 * self.dims * self.dims if context.compressed else 0.0  # the two frames of silence itself
-        cost += sum(self._block(tokens, tokens) for _ in range(blocks - 1))
+        rows = computed if context.kind == "cached" else tokens
+        cost += sum(self._block(rows, tokens) for _ in range(blocks - 1))
         return cost + (self._block(own, tokens) if blocks else 0.0)
 
     def yardstick(self, frames: int) -> float:  # noqa: ARG002 - Whisper pads every clip to its window
@@ -143,7 +145,7 @@ def context_frames(context: Context, own: int) -> tuple[int, int]:
         case "fixed":
             frames = max(own, math.ceil(context.seconds * 50))
             return frames, frames
-        case "silence" | "sinks":
+        case "silence" | "cached":
             frames = own + WHISPER_BORDER
             return frames, frames + context.tokens
         case _:

@@ -8,7 +8,8 @@ near chance on another, so the policy is written into the bundle and into its di
     fixed:S      zeros up to S seconds; a longer clip keeps its own length
     exact        nothing after the clip
     silence:K    two real border frames, then K silence tokens that stand for the rest of the window
-    sinks:K      the same, but the tokens stand where the encoder looks: see `backbones/silence.py`
+    cached:K     the same, but the tokens stand where the encoder looks, and after the first block they are what the
+                 padded encoder makes of silence, kept in the bundle: see `backbones/silence.py`
 """
 
 import math
@@ -17,16 +18,16 @@ from typing import Literal, Self
 
 from servox.errors import BadSetting
 
-Kind = Literal["padded", "fixed", "exact", "silence", "sinks"]
+Kind = Literal["padded", "fixed", "exact", "silence", "cached"]
 
-SYNTAX = "padded, fixed:SECONDS, exact, silence:K or sinks:K"
+SYNTAX = "padded, fixed:SECONDS, exact, silence:K or cached:K"
 MAX_SILENCE_TOKENS = 512
-LEAST_SINK_TOKENS = 4  # the window's end, a sink, and two for the rest
+LEAST_CACHED_TOKENS = 4  # the window's end, a sink, and two for the rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """A context policy: `seconds` belongs to `fixed`, `tokens` to `silence` and `sinks`; the other is 0."""
+    """A context policy: `seconds` belongs to `fixed`, `tokens` to `silence` and `cached`; the other is 0."""
 
     kind: Kind
     seconds: float = 0.0
@@ -34,7 +35,7 @@ class Context:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The policy written as `padded`, `fixed:SECONDS`, `exact`, `silence:K` or `sinks:K`.
+        """The policy written as `padded`, `fixed:SECONDS`, `exact`, `silence:K` or `cached:K`.
 
         Raises:
             BadSetting: when `text` is none of these, or its number is out of range.
@@ -48,8 +49,8 @@ class Context:
             return cls(kind="fixed", seconds=_seconds(value, text))
         if kind == "silence":
             return cls(kind="silence", tokens=_tokens(value, text))
-        if kind == "sinks":
-            return cls(kind="sinks", tokens=_tokens(value, text, least=LEAST_SINK_TOKENS))
+        if kind == "cached":
+            return cls(kind="cached", tokens=_tokens(value, text, least=LEAST_CACHED_TOKENS))
         raise BadSetting(f"--context {text!r} is not a policy: use {SYNTAX}")
 
     def __str__(self) -> str:
@@ -61,7 +62,7 @@ class Context:
     @property
     def compressed(self) -> bool:
         """Whether a few tokens stand for the padding."""
-        return self.kind in ("silence", "sinks")
+        return self.kind in ("silence", "cached")
 
 
 def _seconds(value: str, text: str) -> float:

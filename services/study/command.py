@@ -33,7 +33,7 @@ from services.evaluator.settings import Settings
 from services.study import draws, nested, report, study
 from services.study.curve import Cost, Key, Point, points, span
 from services.study.embedding import bundle_of, embed_here, slug, source_of
-from services.study.nested import Verdict
+from services.study.nested import Choice, Verdict
 from servox.arrays import storing
 from servox.errors import BadInput, BadSetting
 from servox.v1 import evaluator_pb2
@@ -60,6 +60,9 @@ def context(
     corpora: Annotated[str, typer.Option(help="Keys, separated by commas; all that are found if empty.")] = "",
     policies: Annotated[str, typer.Option(help="Policies, separated by commas. Default: all that fit.")] = "",
     depths: Annotated[str, typer.Option(help="Blocks, separated by commas; every depth if empty.")] = "",
+    layers: Annotated[
+        str, typer.Option(help="How many layers heads read, up to the last; several, separated by commas.")
+    ] = "1",
     precision: Annotated[str, typer.Option(help="Of the bundles: fp32, bf16 or int8.")] = "fp32",
     seeds: Annotated[int, typer.Option(help="How many seeds of folds; 0: the protocol's default.")] = 0,
     c: Annotated[float, typer.Option("--c", help="Strength 1/C of the heads' regularisation.", min=1e-8)] = 0.1,
@@ -73,7 +76,7 @@ def context(
     began = time.monotonic()
     source = source_of(source)
     chosen, encoder, all_blocks = _resolve(source, policies)
-    blocks = _depths(depths, all_blocks)
+    blocks, spans = _depths(depths, all_blocks), _spans(layers, all_blocks)
     reference = REFERENCE if REFERENCE in chosen else chosen[0]
     with _bars() as bars:
         settings = Settings.load({})
@@ -87,6 +90,7 @@ def context(
         plan = study.Plan(
             bundles=bundles,
             depths=blocks,
+            spans=spans,
             reference=reference,
             transfer=transfer,
             seeds=SOUND.with_seeds(seeds),
@@ -142,6 +146,13 @@ def _depths(text: str, all_blocks: int) -> list[int]:
     return chosen
 
 
+def _spans(text: str, all_blocks: int) -> list[int]:
+    chosen = sorted({int(each) if each.strip().isdecimal() else 0 for each in text.split(",")})
+    if not 1 <= chosen[0] <= chosen[-1] <= all_blocks + 1:
+        raise BadSetting(f"--layers {text!r}: give how many layers a head reads, from 1 to {all_blocks + 1}, as in 1,3")
+    return chosen
+
+
 def _scan(data: Path, keys: str, bars: Progress) -> Sequence[Corpus]:
     dataset = load(data, protocol=SOUND, wanted=[key.strip() for key in keys.split(",") if key.strip()])
     for said in (*dataset.warnings, *dataset.refused.values()):
@@ -186,6 +197,7 @@ def _summary(outcome: Outcome) -> dict[str, object]:
     return {
         "policy": verdict.choice.policy,
         "blocks": verdict.choice.blocks,
+        "layers": verdict.choice.layers,
         "command": outcome.command,
         "nested": None
         if nested_mean is None
@@ -195,9 +207,14 @@ def _summary(outcome: Outcome) -> dict[str, object]:
             "high": nested_mean.high,
             "relative_flops": verdict.cost,
             "corpora": {corpus: score.value for corpus, score in verdict.scores.items()},
-            "picked": {f"{each.policy} {each.blocks}": count for each, count in verdict.picked.items()},
+            "picked": {_named(each): count for each, count in verdict.picked.items()},
         },
     }
+
+
+def _named(choice: Choice) -> str:
+    layers = f", {choice.layers} layers" if choice.layers > 1 else ""
+    return f"{choice.policy} {choice.blocks}{layers}"
 
 
 def _write(out: Path, outcome: Outcome, *, source: str, corpora: Sequence[Corpus]) -> list[Path]:
@@ -212,7 +229,7 @@ def _write(out: Path, outcome: Outcome, *, source: str, corpora: Sequence[Corpus
             path.write_text(text, encoding="utf-8")
         choice = outcome.verdict.choice
         title = f"{Path(source).name}: {', '.join(corpus.card.name for corpus in corpora)}"
-        return paths + report.plot(outcome.rows, out, title=title, chosen=(choice.policy, choice.blocks))
+        return paths + report.plot(outcome.rows, out, title=title, chosen=(choice.policy, choice.blocks, choice.layers))
 
 
 def _show(outcome: Outcome, paths: Sequence[Path]) -> None:
@@ -226,13 +243,16 @@ def _show(outcome: Outcome, paths: Sequence[Path]) -> None:
         console.print(
             f"the rule, each time without the fold that it is scored on: macro-F1 {summary['macro_f1']:.3f} "
             f"[{summary['low']:.3f} {summary['high']:.3f}] at {100 * summary['relative_flops']:.1f} %; "
-            f"picked {', '.join(f'{name} blocks {count} times' for name, count in summary['picked'].items())}",
+            f"picked {', '.join(f'{count} x {name}' for name, count in summary['picked'].items())}",
             highlight=False,
         )
     else:
         console.print("no corpus has three folds: what the rule is worth cannot be said", highlight=False)
     console.print(f"written: {', '.join(str(path) for path in paths)}", highlight=False)
     console.print(f"to export what the rule picks:\n  {outcome.command}", highlight=False, soft_wrap=True)
+    if outcome.verdict.choice.layers > 1:
+        count = outcome.verdict.choice.layers
+        console.print(f"its heads read {count} layers: the setting layers={count}", highlight=False)
 
 
 @contextmanager

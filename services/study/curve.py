@@ -5,7 +5,7 @@ the score of heads that were trained on the reference policy at the same depth a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.study.draws import Score, mean
 
@@ -14,11 +14,12 @@ MEAN = "mean"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """Which cell."""
+    """Which cell; `layers` is how many a head reads, up to the one after the last block."""
 
     corpus: str
     policy: str
     blocks: int
+    layers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class Point:
 
     Attributes:
         corpus: its key, or `mean` of all.
+        layers: that heads read, one after the other, up to the one after the last block.
         cost: relative to the padded encoder of full depth.
         gflop: a clip, in 10⁹ operations.
         f1: macro-F1.
@@ -47,6 +49,7 @@ class Point:
     corpus: str
     policy: str
     blocks: int
+    layers: int
     cost: float
     gflop: float
     f1: Span
@@ -87,25 +90,26 @@ class _Sheet:
     reference: str
 
     def point(self, name: str, corpora: Sequence[str], key: Key) -> Point:
-        here = [Key(corpus=corpus, policy=key.policy, blocks=key.blocks) for corpus in corpora]
-        deepest = max(each.blocks for each in self.scores)
-        score = self._mean(here, key.policy, key.blocks)
+        here = [replace(key, corpus=corpus) for corpus in corpora]
+        base = max(self.scores, key=lambda each: (each.policy == self.reference, each.blocks, -each.layers))
+        score = self._mean(here, key)
         moved = mean([self.transfers[each] for each in here]) if all(each in self.transfers for each in here) else None
-        home = None if moved is None else self._mean(here, self.reference, key.blocks)
+        home = None if moved is None else self._mean(here, replace(key, policy=self.reference))
         return Point(
             corpus=name,
             policy=key.policy,
             blocks=key.blocks,
+            layers=key.layers,
             cost=sum(self.costs[each].relative for each in here) / len(here),
             gflop=sum(self.costs[each].gflop for each in here) / len(here),
             f1=span(score),
-            difference=span(score - self._mean(here, self.reference, deepest)),
+            difference=span(score - self._mean(here, base)),
             transfer=None if moved is None else span(moved),
             transfer_loss=None if moved is None or home is None else span(moved - home),
         )
 
-    def _mean(self, here: Sequence[Key], policy: str, blocks: int) -> Score:
-        return mean([self.scores[Key(corpus=each.corpus, policy=policy, blocks=blocks)] for each in here])
+    def _mean(self, here: Sequence[Key], like: Key) -> Score:
+        return mean([self.scores[replace(like, corpus=each.corpus)] for each in here])
 
 
 def span(score: Score) -> Span:

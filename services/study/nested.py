@@ -25,6 +25,7 @@ class Choice:
 
     policy: str
     blocks: int
+    layers: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +58,9 @@ def judge(
         scores: by the outer folds, which the choice for export is made by.
     """
     corpora = list(folds)
-    options = [Choice(policy=key.policy, blocks=key.blocks) for key in cells if key.corpus == corpora[0]]
+    options = [
+        Choice(policy=key.policy, blocks=key.blocks, layers=key.layers) for key in cells if key.corpus == corpora[0]
+    ]
     price = {each: float(np.mean([costs[_key(corpus, each)].relative for corpus in corpora])) for each in options}
     final = options[choose(_candidates(options, price, {c: {o: scores[_key(c, o)] for o in options} for c in corpora}))]
     able = [corpus for corpus in corpora if int(folds[corpus].max()) + 1 >= LEAST_FOLDS]
@@ -132,4 +135,4 @@ def _nested(
 
 
 def _key(corpus: str, choice: Choice) -> Key:
-    return Key(corpus=corpus, policy=choice.policy, blocks=choice.blocks)
+    return Key(corpus=corpus, policy=choice.policy, blocks=choice.blocks, layers=choice.layers)

@@ -10,11 +10,11 @@ from services.study.curve import MEAN, Point, Span, of_mean
 from servox.errors import BadInput
 
 COLUMNS = (
-    "corpus", "policy", "blocks", "relative_flops", "gflop_a_clip",
+    "corpus", "policy", "blocks", "layers", "relative_flops", "gflop_a_clip",
     "macro_f1", "macro_f1_low", "macro_f1_high", "difference", "difference_low", "difference_high",
     "transfer_f1", "transfer_f1_low", "transfer_f1_high", "transfer_loss", "transfer_loss_low", "transfer_loss_high",
 )  # fmt: skip
-HEADINGS = ("policy", "blocks", "cost", "macro-F1", "difference", "transfer")
+HEADINGS = ("policy", "blocks", "layers", "cost", "macro-F1", "difference", "transfer")
 
 
 def csv_text(rows: Sequence[Point]) -> str:
@@ -26,17 +26,18 @@ def csv_text(rows: Sequence[Point]) -> str:
         spans = (row.f1, row.difference, row.transfer, row.transfer_loss)
         figures = [row.cost, row.gflop, *(figure for span in spans for figure in _figures(span))]
         written = ["" if figure is None else f"{figure:.6g}" for figure in figures]
-        writer.writerow([row.corpus, row.policy, row.blocks, *written])
+        writer.writerow([row.corpus, row.policy, row.blocks, row.layers, *written])
     return text.getvalue()
 
 
 def cells_of(row: Point, corpora: Sequence[str], rows: Sequence[Point]) -> list[str]:
     """One row of the table that people read: the mean, then each corpus."""
-    here = {each.corpus: each for each in rows if (each.policy, each.blocks) == (row.policy, row.blocks)}
+    here = {each.corpus: each for each in rows if _place(each) == _place(row)}
     moved = "" if row.transfer_loss is None else _signed(row.transfer_loss.value)
     return [
         row.policy,
         str(row.blocks),
+        str(row.layers),
         f"{100 * row.cost:.1f} %",
         written(row.f1),
         difference(row.difference),
@@ -46,14 +47,20 @@ def cells_of(row: Point, corpora: Sequence[str], rows: Sequence[Point]) -> list[
 
 
 def table(rows: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows; the column of transfers only where there are any."""
+    """Headings and rows; the columns of layers and transfers only where there is something to say."""
     corpora = [key for key in dict.fromkeys(row.corpus for row in rows) if key != MEAN]
     shown = corpora if len(corpora) > 1 else []
     headings, body = [*HEADINGS, *shown], [cells_of(row, shown, rows) for row in of_mean(rows)]
-    if not any(row.transfer_loss for row in rows):
-        place = HEADINGS.index("transfer")
-        return [*headings[:place], *headings[place + 1 :]], [[*each[:place], *each[place + 1 :]] for each in body]
-    return headings, body
+    dull = {
+        HEADINGS.index("layers"): all(row.layers == 1 for row in rows),
+        HEADINGS.index("transfer"): not any(row.transfer_loss for row in rows),
+    }
+    kept = [place for place in range(len(headings)) if not dull.get(place, False)]
+    return [headings[place] for place in kept], [[line[place] for place in kept] for line in body]
+
+
+def _place(row: Point) -> tuple[str, int, int]:
+    return row.policy, row.blocks, row.layers
 
 
 def markdown(rows: Sequence[Point]) -> str:
@@ -75,7 +82,7 @@ def difference(span: Span) -> str:
     return f"{_signed(span.value)}{ends}"
 
 
-def plot(rows: Sequence[Point], folder: Path, *, title: str, chosen: tuple[str, int]) -> list[Path]:
+def plot(rows: Sequence[Point], folder: Path, *, title: str, chosen: tuple[str, int, int]) -> list[Path]:
     """F1 against cost, one line a policy, depths as numbers, the rule's choice ringed; as SVG and PNG.
 
     Raises:
@@ -90,10 +97,10 @@ def plot(rows: Sequence[Point], folder: Path, *, title: str, chosen: tuple[str, 
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.subplots()
         shown = of_mean(rows)
-        for policy in dict.fromkeys(row.policy for row in shown):
-            _line(axes, [row for row in shown if row.policy == policy])
+        for policy, layers in dict.fromkeys((row.policy, row.layers) for row in shown):
+            _line(axes, [row for row in shown if (row.policy, row.layers) == (policy, layers)])
         for row in shown:
-            if (row.policy, row.blocks) == chosen:
+            if _place(row) == chosen:
                 axes.plot(100 * row.cost, row.f1.value, "o", ms=14, mfc="none", mec="black", label="the rule's choice")
         axes.set(xscale="log", xlabel="operations, % of the padded encoder of full depth", ylabel="macro-F1 by speaker")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -108,7 +115,14 @@ def plot(rows: Sequence[Point], folder: Path, *, title: str, chosen: tuple[str, 
 
 def _line(axes: Any, rows: Sequence[Point]) -> None:  # noqa: ANN401 -- matplotlib has no types
     costs, values = [100 * row.cost for row in rows], [row.f1.value for row in rows]
-    (line,) = axes.plot(costs, values, "o-", ms=4, lw=1.2, label=rows[0].policy)
+    (line,) = axes.plot(
+        costs,
+        values,
+        "o-",
+        ms=4,
+        lw=1.2,
+        label=rows[0].policy + (f", {rows[0].layers} layers" if rows[0].layers > 1 else ""),
+    )
     for row, cost, value in zip(rows, costs, values, strict=True):
         axes.annotate(
             str(row.blocks),

@@ -42,6 +42,7 @@ class Plan:
     Attributes:
         bundles: whole-depth bundle of each policy.
         depths: blocks, ascending.
+        spans: how many layers heads read, up to the one after the last block.
         reference: the policy that heads come from in a transfer, and that all are compared with.
         transfer: whether to serve heads of the reference by the other policies.
         seeds: of the folds.
@@ -50,6 +51,7 @@ class Plan:
 
     bundles: Mapping[str, Bundle]
     depths: Sequence[int]
+    spans: Sequence[int]
     reference: str
     transfer: bool
     seeds: Sequence[int]
@@ -59,6 +61,15 @@ class Plan:
         """What a bundle of so many blocks has as its default layer: the final LayerNorm's, where all are kept."""
         bundle = self.bundles[self.reference]
         return bundle.default_layer if blocks == bundle.source_blocks else blocks
+
+    def keys(self, corpus: str, policy: str) -> list[Key]:
+        """Of every depth and every span that fits below it."""
+        return [
+            Key(corpus=corpus, policy=policy, blocks=blocks, layers=span)
+            for blocks in self.depths
+            for span in self.spans
+            if span <= self.layer(blocks) + 1
+        ]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,7 +133,8 @@ def run(plan: Plan, corpora: Sequence[Corpus], *, store: str, folder: Path, work
     found = Findings(numbers={corpus.key: number for number, corpus in enumerate(corpora)})
     speech = {corpus.key: speech_of(corpus, plan.seeds) for corpus in corpora}
     found.folds = {key: each.fold_of_speaker for key, each in speech.items()}
-    total = len(corpora) * len(plan.bundles) * len(plan.depths) * (2 if plan.transfer else 1)
+    each = len(plan.keys("", plan.reference)) * (2 if plan.transfer else 1)
+    total = len(corpora) * len(plan.bundles) * each
     advance(0, total)
     tasks = (
         task for corpus in corpora for task in _tasks(plan, corpus, speech[corpus.key], EmbeddingStore(store), folder)
@@ -146,11 +158,9 @@ def costs(plan: Plan, corpora: Sequence[Corpus], *, store: str, encoder: Encoder
             seconds = held.read(bundle=bundle.digest, pooling=DURATION, keys=keys)
             frames = [bundle.frames(round(float(each[0]) * bundle.rate_hz)) for each in seconds]
             whole = float(np.mean([encoder.yardstick(each) for each in frames]))
-            for blocks in plan.depths:
-                mean = float(
-                    np.mean([encoder.flops(each, context=Context.parse(policy), blocks=blocks) for each in frames])
-                )
-                key = Key(corpus=corpus.key, policy=policy, blocks=blocks)
+            context = Context.parse(policy)
+            for key in plan.keys(corpus.key, policy):
+                mean = float(np.mean([encoder.flops(each, context=context, blocks=key.blocks) for each in frames]))
                 found[key] = Cost(relative=mean / whole, gflop=mean / 1e9)
     return found
 
@@ -165,30 +175,45 @@ def _tasks(plan: Plan, corpus: Corpus, speech: Speech, store: EmbeddingStore, fo
     home = vectors(plan.reference)
     for policy in plan.bundles:
         served = home if policy == plan.reference else vectors(policy)
-        for blocks in plan.depths:
-            layer = plan.layer(blocks)
+        for key in plan.keys(corpus.key, policy):
+            last = plan.layer(key.blocks) + 1
             for transfer in (False, True) if plan.transfer else (False,):
                 trained = plan.reference if transfer else policy
-                identity = {
-                    "code": CODE,
-                    "trained": plan.bundles[trained].digest,
-                    "served": plan.bundles[policy].digest,
-                    "layer": layer,
-                    "clips": clip_set_digest(corpus.labelled),
-                    "seeds": list(plan.seeds),
-                    "c": plan.c,
-                }
-                name = f"{blocks}-transfer.npz" if transfer else f"{blocks}.npz"
                 yield _Task(
-                    key=Key(corpus=corpus.key, policy=policy, blocks=blocks),
-                    trained=(home if transfer else served)[:, layer],
-                    served=served[:, layer],
+                    key=key,
+                    trained=_read(home if transfer else served, last, key.layers),
+                    served=_read(served, last, key.layers),
                     speech=speech,
                     c=plan.c,
                     transfer=transfer,
-                    path=folder / corpus.key / slug(Context.parse(policy)) / name,
-                    identity=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+                    path=folder / corpus.key / slug(Context.parse(policy)) / _name(key, transfer=transfer),
+                    identity=_identity(plan, key, corpus, trained),
                 )
+
+
+def _read(vectors: Floats, last: int, layers: int) -> Floats:
+    """Layers up to `last`, one after the other: [n, layers, d] to [n, some * d]."""
+    return vectors[:, last - layers : last].reshape(len(vectors), -1)
+
+
+def _name(key: Key, *, transfer: bool) -> str:
+    span = "" if key.layers == 1 else f"-{key.layers}-layers"
+    return f"{key.blocks}{span}{'-transfer' if transfer else ''}.npz"
+
+
+def _identity(plan: Plan, key: Key, corpus: Corpus, trained: str) -> str:
+    """Hash of all that decides a cell's counts."""
+    identity = {
+        "code": CODE,
+        "trained": plan.bundles[trained].digest,
+        "served": plan.bundles[key.policy].digest,
+        "layer": plan.layer(key.blocks),
+        "layers": key.layers,
+        "clips": clip_set_digest(corpus.labelled),
+        "seeds": list(plan.seeds),
+        "c": plan.c,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _computed(tasks: Iterable[_Task], workers: int) -> Iterator[tuple[_Task, Mapping[str, Ints]]]:
@@ -246,12 +271,7 @@ def _store(task: _Task, counts: Mapping[str, Ints]) -> None:
 
 def _ordered(found: Findings, plan: Plan, corpora: Sequence[Corpus]) -> Findings:
     """Cells by corpus, policy and depth, in whatever order they ended."""
-    keys = [
-        Key(corpus=corpus.key, policy=policy, blocks=blocks)
-        for corpus in corpora
-        for policy in plan.bundles
-        for blocks in plan.depths
-    ]
+    keys = [key for corpus in corpora for policy in plan.bundles for key in plan.keys(corpus.key, policy)]
     found.cells = {key: found.cells[key] for key in keys}
     found.transfers = {key: found.transfers[key] for key in keys if key in found.transfers}
     return found

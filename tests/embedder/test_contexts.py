@@ -7,14 +7,14 @@ from servox.errors import BadSetting
 
 
 @pytest.mark.parametrize(
-    "text", ["padded", "exact", "fixed:5", "fixed:2.5", "fixed:30", "silence:1", "silence:32", "sinks:16"]
+    "text", ["padded", "exact", "fixed:5", "fixed:2.5", "fixed:30", "silence:1", "silence:32", "cached:16"]
 )
 def test_a_policy_is_read_as_it_is_written(text: str) -> None:
     assert str(Context.parse(text)) == text
 
 
 BAD = ["", "pad", "padded:3", "exact:1", "fixed", "fixed:", "fixed:x", "fixed:nan", "fixed:0", "fixed:31", "fixed:-1"]
-BAD += ["silence", "silence:0", "silence:-3", "silence:2.5", "silence:x", "silence:٣", "sinks", "sinks:3", "sinks:x"]
+BAD += ["silence", "silence:0", "silence:-3", "silence:2.5", "silence:x", "silence:٣", "cached", "cached:3", "cached:x"]
 
 
 @pytest.mark.parametrize("text", [*BAD, f"silence:{MAX_SILENCE_TOKENS + 1}"])

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from services.embedder.backbones.silence import (
     BORDER,
+    SIGNAL_S,
+    SIGNALS,
     SINK_SHARE,
     WINDOW,
+    hear,
     placement,
     segments,
     sinks,
@@ -59,6 +63,23 @@ def test_a_sink_is_a_frame_far_above_the_others() -> None:
     states[[40, 70]] *= np.array([[30.0], [60.0]])
     assert sinks(states) == (70, 40)
     assert sinks(states[:30]) == ()
+
+
+def test_states_are_means_over_signals_and_sound_is_replaced_by_the_silence_after_it() -> None:
+    heard: list[int] = []
+
+    def window(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        heard.append(len(samples))
+        states = np.arange(WINDOW, dtype=np.float32)[None, :, None] * np.ones((3, 1, 4), np.float32)
+        return states + np.float32(len(heard))
+
+    silence = hear(window, 16_000)
+    assert heard == [round(SIGNAL_S * 16_000)] * SIGNALS
+    assert silence.states.shape == (2, WINDOW, 4)  # what enters the first block is the clip's own
+    first = round(SIGNAL_S * 50) + BORDER
+    mean = np.mean(np.arange(1, SIGNALS + 1))
+    assert (silence.states[0, : first + 1] == first + mean).all()
+    assert (silence.states[0, first:, 0] == np.arange(first, WINDOW) + mean).all()
 
 
 def test_the_table_is_the_placement_of_every_length() -> None:

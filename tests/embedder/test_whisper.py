@@ -20,7 +20,7 @@ from servox.errors import BadInput, BadSetting, NotFound
 
 RATE = 16_000
 Samples = NDArray[np.float32]
-POLICIES = ["padded", "exact", "fixed:1.5", "silence:32", "silence:7", "sinks:12"]
+POLICIES = ["padded", "exact", "fixed:1.5", "silence:32", "silence:7", "cached:12"]
 
 
 @pytest.fixture(scope="module", params=[80, 128])
@@ -120,7 +120,7 @@ def test_neither_neighbours_nor_padding_leak_into_a_clip(checkpoint: Path, polic
     assert np.abs(embed(backbone, policy, 3, [changed]).statistics[0] - alone).max() > 1e-3
 
 
-@pytest.mark.parametrize("policy", ["padded", "exact", "silence:32"])
+@pytest.mark.parametrize("policy", ["padded", "exact", "silence:32", "cached:16"])
 def test_clips_of_up_to_30_s(checkpoint: Path, policy: str) -> None:
     """Near 30 s fewer frames remain than silence tokens: each then stands for one frame, the plain padding."""
     backbone = whisper(checkpoint)

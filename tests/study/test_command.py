@@ -22,7 +22,19 @@ from services.synthesis import MANNERS, RATE_HZ, speak
 from servox.errors import BadSetting
 
 SPEAKERS, LETTERS = ("03", "08", "09", "10"), {"N": "neutral", "W": "anger", "T": "sadness"}
-ARGUMENTS = ["--policies", "exact,silence:4", "--depths", "1,2", "--seeds", "2", "--workers", "1", "--transfer"]
+ARGUMENTS = [
+    "--policies",
+    "exact,silence:4",
+    "--depths",
+    "1,2",
+    "--layers",
+    "1,3",
+    "--seeds",
+    "2",
+    "--workers",
+    "1",
+    "--transfer",
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +93,14 @@ def test_every_policy_and_depth_is_a_row_with_cost_score_interval_and_difference
     finished: tuple[Path, dict[str, object]],
 ) -> None:
     rows = _rows(finished[0])
-    places = [(row["corpus"], row["policy"], row["blocks"]) for row in rows]
-    assert places == [("emodb", policy, blocks) for policy in ("exact", "silence:4") for blocks in "12"]
+    places = [(row["corpus"], row["policy"], row["blocks"], row["layers"]) for row in rows]
+    deep = [("1", "1"), ("2", "1"), ("2", "3")]  # there are not three layers up to block 1
+    assert places == [("emodb", policy, *each) for policy in ("exact", "silence:4") for each in deep]
     for row in rows:
         assert 0 < float(row["relative_flops"]) < 0.2
         assert float(row["macro_f1_low"]) <= float(row["macro_f1"]) <= float(row["macro_f1_high"])
         assert float(row["transfer_f1"]) >= 0
-    deepest = next(row for row in rows if row["policy"] == "exact" and row["blocks"] == "2")
+    deepest = next(row for row in rows if (row["policy"], row["blocks"], row["layers"]) == ("exact", "2", "1"))
     assert float(deepest["difference"]) == 0  # the first policy at full depth is what all are compared with
     assert float(deepest["transfer_loss"]) == 0  # and serves its own heads
     costs = {(row["policy"], row["blocks"]): float(row["relative_flops"]) for row in rows}
@@ -99,8 +112,8 @@ def test_the_tables_the_picture_and_the_command_are_written(finished: tuple[Path
     assert (out / "curve.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     table = (out / "curve.md").read_text(encoding="utf-8").splitlines()
-    assert table[0].startswith("| policy | blocks | cost | macro-F1 | difference | transfer |")
-    assert len(table) == 2 + 4
+    assert table[0].startswith("| policy | blocks | layers | cost | macro-F1 | difference | transfer |")
+    assert len(table) == 2 + 6
     assert str(summary["command"]).startswith("servox export ")
     kept = json.loads((out / "study.json").read_text(encoding="utf-8"))
     assert (kept["policy"], kept["blocks"]) == (summary["policy"], summary["blocks"])
@@ -147,6 +160,7 @@ def test_a_bundle_names_its_checkpoint_unless_that_was_a_folder(
         (["--policies", "quiet"], "is not a policy"),
         (["--policies", "exact", "--depths", "3"], "has 2 blocks"),
         (["--policies", "exact", "--depths", "two"], "give numbers of blocks"),
+        (["--policies", "exact", "--layers", "0"], "from 1 to 3"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_any_work(

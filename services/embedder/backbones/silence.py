@@ -1,4 +1,4 @@
-"""Where silence tokens stand in Whisper's window, and for how many silent frames each of them counts.
+"""What stands for the padding under `cached:K`: where its tokens are, how much each counts, and what the blocks see.
 
 Where a padded encoder looks while it hears a clip decides how few tokens can stand for the padding:
 
@@ -10,28 +10,68 @@ Where a padded encoder looks while it hears a clip decides how few tokens can st
   together count for all of them, and every other token stands beside one.
 - The window's last frame sees the zeros beyond it and is like no other: it is a token of its own.
 
+Silent frames hear each other far more than they hear the clip, so what the padded encoder makes of them hardly depends
+on it: block 1 sees the clip's own level of silence, every later block sees states that the padded encoder had on short
+synthetic signals. They are closer to the truth than what K lonely tokens make of themselves, and cost nothing.
+
 `silence:K` knows none of this: its tokens stand at golden-ratio strides, a sink only by chance.
-Pure numpy: positions are frames from 0 to 1499, and every frame after a clip is counted exactly once.
+Positions are frames from 0 to 1499, and every frame after a clip is counted exactly once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from services.embedder.speechlike import speechlike
+
 WINDOW = 1_500  # frames of the encoder's window, 30 s
 BORDER = 2  # frames after a clip that its last samples still reach through the convolutions
 GOLDEN = 0.618034
+FRAMES_A_SECOND = 50
 STEEPNESS = 4.0  # the longest segment is about e⁴ times the shortest; 3 to 5 do as well
 SINK_SHARE = 4  # one token in so many is a sink
 SINK_RATIO = 8.0  # how far a sink's norm lies above the median one; whisper-base has 29 such frames, up to 15 times
+
+SIGNALS, SIGNAL_S = 4, 0.5  # that the padded encoder hears for its states of silence
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Silence:
+    """What an encoder makes of silence.
+
+    Attributes:
+        states: [blocks, frames, d], what each block after the first reads and, last, what the last one gives.
+        sinks: positions of its attention sinks, the strongest first.
+    """
+
+    states: NDArray[np.float32]
+    sinks: tuple[int, ...]
+
+
+def hear(window: Callable[[NDArray[np.float32]], NDArray[np.float32]], rate_hz: int) -> Silence:
+    """Means over a few signals; where they sound, the silence that comes next.
+
+    Args:
+        window: samples to the hidden states [1 + blocks, frames, d] of the whole padded window.
+        rate_hz: of the samples.
+    """
+    signals = [speechlike(seed, duration_s=SIGNAL_S, rate_hz=rate_hz) for seed in range(SIGNALS)]
+    total = window(signals[0])[1:].copy()
+    for signal in signals[1:]:
+        total += window(signal)[1:]
+    states = np.asarray(total / SIGNALS, np.float32)
+    first = round(SIGNAL_S * FRAMES_A_SECOND) + BORDER
+    states[:, :first] = states[:, first : first + 1]
+    return Silence(states=states, sinks=sinks(states[-1]))
+
+
 def sinks(states: NDArray[np.floating]) -> tuple[int, ...]:
-    """Positions whose states [frames, d] after the last block, on silence, are sinks; the strongest first."""
+    """Positions whose silent states [frames, d] after the last block are sinks; the strongest first."""
     norms = np.linalg.norm(states.astype(np.float64), axis=1)
     ratio = norms / np.median(norms)
     order = np.argsort(-ratio, kind="stable")

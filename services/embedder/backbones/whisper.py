@@ -1,6 +1,6 @@
 """Whisper's encoder, every size: sizes come from the checkpoint's config, weights from its `encoder.*` tensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from services.embedder.backbones.checkpoint import Checkpoint, checked
 from services.embedder.backbones.frontend import HOP, RATE_HZ
 from services.embedder.backbones.logmel import LogMelReference
-from services.embedder.backbones.silence import BORDER, GOLDEN, WINDOW, placement, sinks
+from services.embedder.backbones.silence import BORDER, GOLDEN, WINDOW, Silence, hear, placement
 from services.embedder.backbones.whisper_graph import FRAME, Shape, WhisperGraph
 from services.embedder.bundle import FRONT_END
 from services.embedder.contexts import Context
@@ -47,7 +47,7 @@ class WhisperBackbone:
         self.blocks = int(self.config.encoder_layers)
         self._refuse_what_differs()
         self._weights: Mapping[str, Tensor] | None = None
-        self._sinks: tuple[int, ...] | None = None
+        self._silence: Silence | None = None
 
     @property
     def sha256(self) -> str:
@@ -81,21 +81,21 @@ class WhisperBackbone:
             blocks=blocks,
             all_blocks=self.blocks,
         )
-        return WhisperGraph(self.weights(), shape=shape, context=context, sinks=self.sinks(context)).eval()
+        return WhisperGraph(self.weights(), shape=shape, context=context, silence=self.silence(context)).eval()
 
     def reference(self, context: Context, blocks: int) -> "WhisperReference":
         """The encoder of transformers with the same weights."""
         self.check(context, blocks)
-        return WhisperReference(self.config, self.weights(), context=context, blocks=blocks, sinks=self.sinks(context))
+        silence = self.silence(context)
+        return WhisperReference(self.config, self.weights(), context=context, blocks=blocks, silence=silence)
 
-    def sinks(self, context: Context) -> tuple[int, ...]:
-        """The whole encoder's attention sinks, as it hears 30 s of digital silence; none where `context` has no use."""
-        if context.kind != "sinks":
-            return ()
-        if self._sinks is None:
-            padded = self.reference(Context(kind="padded"), self.blocks)
-            self._sinks = sinks(padded(np.zeros(WINDOW * FRAME, np.float32))[self.blocks])
-        return self._sinks
+    def silence(self, context: Context) -> Silence | None:
+        """What the whole padded encoder makes of silence, heard once; None where `context` has no use for it."""
+        if context.kind != "cached":
+            return None
+        if self._silence is None:
+            self._silence = hear(self.reference(Context(kind="padded"), self.blocks).window, RATE_HZ)
+        return self._silence
 
     def weights(self) -> Mapping[str, Tensor]:
         """The encoder's tensors in float32, found once and checked."""
@@ -125,7 +125,7 @@ class WhisperReference:
         weights: the encoder's tensors.
         context: the policy.
         blocks: depth to stop at.
-        sinks: the encoder's attention sinks, for the policy that needs them.
+        silence: what the encoder makes of silence, for the policy that needs it.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class WhisperReference:
         *,
         context: Context,
         blocks: int,
-        sinks: Sequence[int] = (),
+        silence: Silence | None = None,
     ) -> None:
         config = WhisperConfig(**config.to_dict())
         self.final, config.encoder_layers = blocks == config.encoder_layers, blocks
@@ -143,21 +143,35 @@ class WhisperReference:
         with torch.device("meta"):  # weights are assigned, not copied: the largest encoder is held once
             self.encoder = WhisperEncoder(config).train(mode=False)
         self.encoder.load_state_dict({name: weights[name] for name in self.encoder.state_dict()}, assign=True)
-        self.context, self.sinks = context, sinks
+        self.context, self.silence = context, silence
         self.mel = LogMelReference(int(config.num_mel_bins))
 
     @torch.inference_mode()
     def __call__(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Own frames of every layer [layers, T, d] of one clip's `samples` [n]."""
+        layers = self._layers(samples)
+        if self.final:
+            layers.append(self.encoder.layer_norm(layers[-1]))
+        own = -(-len(samples) // FRAME)
+        return torch.cat([layer[:, :own] for layer in layers]).numpy()
+
+    @torch.inference_mode()
+    def window(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Every token of every layer but the final LayerNorm's [1 + blocks, N, d]."""
+        return torch.cat(self._layers(samples)).numpy()
+
+    def _layers(self, samples: NDArray[np.float32]) -> list[Tensor]:
         own = -(-len(samples) // FRAME)
         hidden, bias = self._tokens(torch.from_numpy(self.mel.whole(samples)).T.unsqueeze(0), own)
-        layers = [hidden]
-        for block in self.encoder.layers:
+        layers, silence = [hidden], self.silence if bias is not None else None
+        for number, block in enumerate(self.encoder.layers):
+            if number and silence is not None:
+                places, _ = placement(own, tokens=self.context.tokens, sinks=silence.sinks)
+                still = torch.from_numpy(silence.states[number - 1][places]).unsqueeze(0)
+                hidden = torch.cat([hidden[:, : own + BORDER], still], dim=1)
             hidden = block(hidden, bias)
             layers.append(hidden)
-        if self.final:
-            layers.append(self.encoder.layer_norm(hidden))
-        return torch.cat(layers)[:, :own].numpy()
+        return layers
 
     def _tokens(self, mel: Tensor, own: int) -> tuple[Tensor, Tensor | None]:
         match self.context.kind:
@@ -166,7 +180,9 @@ class WhisperReference:
             case "fixed":
                 count = max(own, -(-int(self.context.seconds * 1000) // 20))
                 return self._at(self._convolve(mel[..., : 2 * count]), torch.arange(count)), None
-            case "silence" | "sinks" if WINDOW - own - BORDER > self.context.tokens:
+            case "silence" if WINDOW - own - BORDER > self.context.tokens:
+                return self._compressed(self._convolve(mel), own)
+            case "cached" if WINDOW - own - BORDER > 0:
                 return self._compressed(self._convolve(mel), own)
             case _:
                 return self._at(self._convolve(mel), torch.arange(WINDOW)), None
@@ -175,15 +191,15 @@ class WhisperReference:
         """Two border frames, then the policy's tokens: silence as the window holds it, its very end where asked for."""
         places, counts = self._placed(own)
         real = torch.arange(own + BORDER)
-        at_end = (places == WINDOW - 1) & (self.context.kind == "sinks")
+        at_end = (places == WINDOW - 1) & (self.context.kind == "cached")
         silent = torch.where(at_end, WINDOW - 1, own + BORDER)
         hidden = self._at(torch.cat([frames[:, real], frames[:, silent]], dim=1), torch.cat([real, places]))
         return hidden, torch.cat([torch.zeros(len(real)), counts.log()]).view(1, 1, 1, -1)
 
     def _placed(self, own: int) -> tuple[Tensor, Tensor]:
         tokens = self.context.tokens
-        if self.context.kind == "sinks":
-            found, counts = placement(own, tokens=tokens, sinks=self.sinks)
+        if self.silence is not None:
+            found, counts = placement(own, tokens=tokens, sinks=self.silence.sinks)
             return torch.from_numpy(found), torch.from_numpy(counts).float()
         segment = (WINDOW - own - BORDER) / tokens
         places = [int(own + BORDER + segment * (j + (j + 1) * GOLDEN % 1)) for j in range(tokens)]

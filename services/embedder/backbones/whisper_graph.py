@@ -8,7 +8,7 @@ final LayerNorm's output, which is what transformers returns.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.functional import conv1d, gelu, linear
 from services.embedder.backbones.frontend import HOP, LogMel
 from services.embedder.backbones.layers import UNSEEN, Norm, linear_layer
 from services.embedder.backbones.pooling import frame_weights, statistics
-from services.embedder.backbones.silence import BORDER, GOLDEN, WINDOW, table
+from services.embedder.backbones.silence import BORDER, GOLDEN, WINDOW, Silence, table
 from services.embedder.contexts import Context
 
 FRAME = 2 * HOP  # samples a frame: the second convolution halves the mel frames
@@ -47,16 +47,17 @@ class WhisperGraph(nn.Module):
         weights: the encoder's tensors by their transformers name, without `model.encoder.`.
         shape: sizes of the encoder.
         context: what follows a clip.
-        sinks: the encoder's attention sinks in silence, which the policy `sinks` needs.
+        silence: what the encoder makes of silence, which the policy `cached` needs.
     """
 
     positions: Tensor
     silence_ratio: Tensor
     places: Tensor
     masses: Tensor
+    still: Tensor
 
     def __init__(
-        self, weights: Mapping[str, Tensor], *, shape: Shape, context: Context, sinks: Sequence[int] = ()
+        self, weights: Mapping[str, Tensor], *, shape: Shape, context: Context, silence: Silence | None = None
     ) -> None:
         super().__init__()
         self.shape, self.context = shape, context
@@ -65,11 +66,12 @@ class WhisperGraph(nn.Module):
         self.register_buffer("positions", weights["embed_positions.weight"])
         self.blocks = nn.ModuleList(Block(weights, f"layers.{k}.", heads=shape.heads) for k in range(shape.blocks))
         self.norm = Norm(weights, "layer_norm.") if shape.final else None
-        if context.kind == "sinks":
-            places, counts = table(tokens=context.tokens, sinks=sinks)
+        if silence is not None:
+            places, counts = table(tokens=context.tokens, sinks=silence.sinks)
             masses = torch.from_numpy(counts).log().clamp(min=UNSEEN).float()
             self.register_buffer("places", torch.from_numpy(places))
             self.register_buffer("masses", masses)
+            self.register_buffer("still", torch.from_numpy(silence.states[: max(0, shape.blocks - 1)].copy()))
         else:
             j = torch.arange(context.tokens, dtype=torch.float64)
             self.register_buffer("silence_ratio", (j + ((j + 1) * GOLDEN).frac()).float())
@@ -84,12 +86,16 @@ class WhisperGraph(nn.Module):
         count = self._count(own)
         log_mel, quiet = self.mel(pcm, lengths, 2 * count + 2)  # two more than the last convolution reads
         hidden, bias = self.tokens(log_mel, quiet, valid, count)
+        place = self.places[valid] if self.context.kind == "cached" else None
         weights = frame_weights(valid, own)
         frames = hidden[:, :own]
         pooled = [statistics(frames, weights)]
         for k, block in enumerate(self.blocks, start=1):
+            rows = hidden if place is None else hidden[:, : own + BORDER]
+            if place is not None and k > 1:
+                hidden = torch.cat([rows, self.still[k - 2][place]], dim=1)
             # Nothing reads the context's own tokens after the last block: it computes the clip's rows only.
-            hidden = block(hidden, bias, frames if k == self.shape.blocks else hidden)
+            hidden = block(hidden, bias, frames if k == self.shape.blocks else rows)
             frames = hidden[:, :own]
             pooled.append(statistics(frames, weights))
         if self.norm is not None:
@@ -106,7 +112,8 @@ class WhisperGraph(nn.Module):
         seen = index.unsqueeze(0) < torch.minimum(reach, valid + self._margin()).unsqueeze(1)
         bias = torch.where(seen, 0.0, UNSEEN)
         if self.context.compressed:
-            silence, mass = self._silence(valid, quiet) if self.context.kind == "silence" else self._sunk(valid, quiet)
+            stand_in = self._silence if self.context.kind == "silence" else self._cached
+            silence, mass = stand_in(valid, quiet)
             hidden, bias = torch.cat([hidden, silence], dim=1), torch.cat([bias, mass], dim=1)
         return hidden, bias.unsqueeze(1).unsqueeze(1)
 
@@ -117,7 +124,7 @@ class WhisperGraph(nn.Module):
                 return WINDOW
             case "fixed":
                 return _longer(own, self._fixed())
-            case "silence" | "sinks":
+            case "silence" | "cached":
                 return own + BORDER
             case _:
                 return own
@@ -127,7 +134,7 @@ class WhisperGraph(nn.Module):
 
     def _margin(self) -> int:
         """Frames after its own that a clip may see, before `_reach` cuts them."""
-        return {"silence": BORDER, "sinks": BORDER, "exact": 0}.get(self.context.kind, WINDOW)
+        return {"silence": BORDER, "cached": BORDER, "exact": 0}.get(self.context.kind, WINDOW)
 
     def _reach(self, valid: Tensor) -> Tensor:
         """Frames of each clip's context [B]: the convolutions see zeros from there on, as at the end of 30 s."""
@@ -158,8 +165,8 @@ class WhisperGraph(nn.Module):
         token = torch.arange(self.context.tokens).unsqueeze(0)
         return frames + self.positions[place], torch.where(token < remaining, segment.log(), UNSEEN)
 
-    def _sunk(self, valid: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for the policy `sinks`: its places are looked up by the clip's length."""
+    def _cached(self, valid: Tensor, quiet: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the policy `cached`, as block 1 sees it: places are looked up by the clip's length."""
         place = self.places[valid]
         deep, last = self._silent_frames(quiet[:, 0])
         frames = torch.where((place == WINDOW - 1).unsqueeze(2), last.unsqueeze(1), deep.unsqueeze(1))
