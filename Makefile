@@ -5,7 +5,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 STAMP := .venv/.installed
 
-.PHONY: setup demo paper test lint type proto conformance contracts manifests images tools
+.PHONY: setup demo paper bench-gpu test lint type proto conformance contracts manifests images tools
 
 setup: $(STAMP)
 
@@ -24,6 +24,12 @@ paper: setup  ## the same under the paper's recipe
 
 test: setup  ## the whole suite
 	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+bench-gpu:  ## engines on this machine's GPU, in an environment of its own with CUDA builds
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS= .venv-gpu/bin/uv pip install --quiet --python .venv-gpu/bin/python -e '.[gpu,export]' -c constraints.txt
+	.venv-gpu/bin/python -m bench.gpu
 
 lint: setup
 	$(BIN)/ruff check .
