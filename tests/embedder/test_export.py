@@ -236,7 +236,7 @@ def test_a_figure_out_of_bound_is_refused(checkpoint: Path, tmp_path: Path, monk
         ({"context": "loud"}, "--context 'loud'.*padded, fixed:SECONDS, exact, silence:K or cached:K"),
         ({"blocks": 3}, "--blocks 3.*0 to 2"),
         ({"blocks": "half"}, "--blocks 'half'.*0 to 2"),
-        ({"precision": "fp8"}, "--precision 'fp8'.*fp32, bf16, int8"),
+        ({"precision": "fp8"}, "--precision 'fp8'.*fp32, bf16, fp16, int8"),
     ],
 )
 def test_bad_settings_name_flag_value_and_choices(
