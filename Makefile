@@ -29,7 +29,7 @@ bench-gpu:  ## engines on this machine's GPU, in an environment of its own with 
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check uv
 	UV_FIND_LINKS= .venv-gpu/bin/uv pip install --quiet --python .venv-gpu/bin/python -e '.[gpu,export]' -c constraints.txt
-	.venv-gpu/bin/python -m bench.gpu
+	.venv-gpu/bin/python -m bench.gpu $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
