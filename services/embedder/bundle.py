@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args
 from services.embedder.contexts import Context
 from servox.errors import BadSetting, BundleError
 
-SCHEMAS = (1, 2)  # 2 adds window_samples; a bundle is written in the oldest schema that can hold it
+SCHEMAS = (1, 2, 3)  # 2 adds window_samples, 3 the policy cached:K; a bundle has the oldest that can hold it
 MANIFEST = "bundle.json"
 GRAPH = "encoder.onnx"
 OUTPUTS = ("statistics", "frames")
@@ -186,7 +186,7 @@ class Bundle:
         """The fields that the digest covers."""
         window = {} if self.window_samples == 1 else {"window_samples": self.window_samples}
         return {
-            "schema": SCHEMAS[bool(window)],
+            "schema": 3 if self.context.kind == "cached" else 2 if window else 1,
             "family": self.family,
             "source_sha256": self.source_sha256,
             "context": str(self.context),

@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from zipfile import BadZipFile
 
@@ -228,13 +229,24 @@ def _computed(tasks: Iterable[_Task], workers: int) -> Iterator[tuple[_Task, Map
             missing.append(task)
     if not missing:
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         futures: dict[Future[Mapping[str, Ints]], _Task] = {pool.submit(_compute, task): task for task in missing}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True, name="servox-study-parent").start()
 
 
 def _compute(task: _Task) -> Mapping[str, Ints]:

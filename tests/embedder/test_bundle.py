@@ -69,6 +69,14 @@ def test_a_window_is_part_of_a_newer_schema_and_changes_no_older_digest(tmp_path
     assert (plain.min_duration_ms, windowed.min_duration_ms) == (1, 25)
 
 
+def test_a_policy_that_older_versions_do_not_know_is_of_a_newer_schema(tmp_path: Path) -> None:
+    cached = sample(tmp_path, context=Context(kind="cached", tokens=16))
+    (tmp_path / GRAPH).write_bytes(b"test")
+    cached.write_manifest()
+    assert cached.manifest()["schema"] == 3
+    assert load(tmp_path) == cached
+
+
 @given(st.integers(1, 480_000), st.sampled_from([(400, 320), (560, 320), (1, 320), (1, 160)]))
 def test_frames_are_what_stacked_convolutions_give(samples: int, sizes: tuple[int, int]) -> None:
     window, step = sizes
@@ -133,7 +141,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a cut manifest": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:200]), "not readable JSON"),
     "a binary manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\xfe\x00"), "not readable JSON"),
     "a list": (lambda f: (f / MANIFEST).write_text("[]"), "no schema number"),
-    "a newer schema": (lambda f: edit(f, schema=3), "has schema 3 and this Servox reads schemas up to 2"),
+    "a newer schema": (lambda f: edit(f, schema=4), "has schema 4 and this Servox reads schemas up to 3"),
     "no schema": (lambda f: drop(f, "schema"), "no schema number"),
     "a missing field": (lambda f: drop(f, "dims"), "corrupt at 'dims'"),
     "a wrong number": (lambda f: edit(f, rate_hz="fast"), "corrupt"),
