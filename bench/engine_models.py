@@ -27,7 +27,7 @@ class Engine:
 
     Args:
         name: of the row.
-        library: that runs it.
+        package: that runs it.
         context: what follows a clip: padded, exact or silence:K.
         half: whether half of the blocks are run.
         precision: fp32, bf16 or int8.
@@ -35,7 +35,7 @@ class Engine:
     """
 
     name: str
-    library: str
+    package: str
     context: str
     half: bool
     precision: str
@@ -43,9 +43,9 @@ class Engine:
 
 
 def _rows() -> tuple[Engine, ...]:
-    def row(name: str, library: str, context: str, precision: str, *, half: bool = False, equals: str = "") -> Engine:
+    def row(name: str, package: str, context: str, precision: str, *, half: bool = False, equals: str = "") -> Engine:
         return Engine(
-            name=name, library=library, context=context, half=half, precision=precision, equals=equals or None
+            name=name, package=package, context=context, half=half, precision=precision, equals=equals or None
         )
 
     return (
@@ -102,25 +102,25 @@ class Models:
 
     def identity(self, engine: Engine) -> str:
         """What an engine's features depend on besides context and depth."""
-        if engine.library == "servox":
+        if engine.package == "servox":
             runtime = _sha256(EMBEDDER / "runtimes" / "openvino.py")
             return f"{load(self.path(engine)).digest[:12]}-{runtime[:12]}"
         packages = {"transformers": ("transformers", "torch"), "torch": ("transformers", "torch")}
-        versions = packages.get(engine.library, (engine.library,))
+        versions = packages.get(engine.package, (engine.package,))
         return "-".join(f"{name}-{importlib.metadata.version(name)}" for name in versions)
 
     def path(self, engine: Engine) -> Path:
         """What the engine loads."""
-        if engine.library in {"transformers", "torch"}:
+        if engine.package in {"transformers", "torch"}:
             return self.checkpoint
-        if engine.library == "ctranslate2":
+        if engine.package == "ctranslate2":
             version = importlib.metadata.version("ctranslate2")
             return self._made(f"ct2-{version}-{self.blocks(engine)}", lambda out: self._ctranslate2(engine, out))
-        if engine.library == "onnxruntime" and engine.precision == "int8":
+        if engine.package == "onnxruntime" and engine.precision == "int8":
             return self._made(f"onnx-int8-{_sources()}", lambda out: self._onnx_int8(engine, out))
         name = f"bundle-{engine.context.replace(':', '')}-{self.blocks(engine)}-{_sources()}"
         plain = self._made(name, lambda out: self._bundle(engine, out))
-        if engine.library == "onnxruntime" or engine.precision == "fp32":
+        if engine.package == "onnxruntime" or engine.precision == "fp32":
             return plain
         made_by = _sources("quantise.py") if engine.precision == "int8" else ""
         return self._made(f"{name}-{engine.precision}{made_by}", lambda out: _variant(plain, engine.precision, out))
@@ -166,7 +166,7 @@ class Models:
         from onnxruntime.quantization import quantize_dynamic
 
         plain = Engine(
-            name=engine.name, library="onnxruntime", context=engine.context, half=engine.half, precision="fp32"
+            name=engine.name, package="onnxruntime", context=engine.context, half=engine.half, precision="fp32"
         )
         source = self.path(plain)
         shutil.copytree(source, out)

@@ -40,7 +40,7 @@ class Setup:
     threads: int
 
 
-def open_engine(library: str, setup: Setup) -> Embed:
+def open_engine(package: str, setup: Setup) -> Embed:
     """The engine, loaded: one clip at a time on `threads` threads."""
     openers: dict[str, Callable[[Setup], Embed]] = {
         "transformers": _transformers,
@@ -49,7 +49,7 @@ def open_engine(library: str, setup: Setup) -> Embed:
         "onnxruntime": _onnxruntime,
         "servox": _servox,
     }
-    return openers[library](setup)
+    return openers[package](setup)
 
 
 def own_frames(samples: int) -> int:

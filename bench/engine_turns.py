@@ -67,7 +67,7 @@ class Worker:
 
 def layout(engine: Engine, cpus: int) -> tuple[int, int]:
     """Clips at a time, and threads of each: transformers as it comes, everyone else one thread a clip."""
-    return (1, cpus) if engine.library == "transformers" else (cpus, 1)
+    return (1, cpus) if engine.package == "transformers" else (cpus, 1)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def opened(engine: Engine, models: Models, cpus: int) -> Iterator[Worker]:
     worker = Worker(
         {
             "name": engine.name,
-            "library": engine.library,
+            "package": engine.package,
             "path": str(models.path(engine)),
             "context": engine.context,
             "precision": engine.precision,
@@ -120,7 +120,7 @@ def rounds(
 ) -> Iterator[tuple[int, str, dict[str, float]]]:
     """What each engine, and the machine's peak, gave in each round."""
     with ExitStack() as stack:
-        peak = Worker({"name": PEAK, "library": PEAK, "streams": 1, "threads": cpus})
+        peak = Worker({"name": PEAK, "package": PEAK, "streams": 1, "threads": cpus})
         stack.callback(peak.close)
         workers = {engine.name: stack.enter_context(opened(engine, models, cpus)) for engine in engines}
         for engine in engines:

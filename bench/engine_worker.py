@@ -86,7 +86,7 @@ def main() -> None:
     sys.stdout = sys.stderr
     setup = json.loads(sys.stdin.readline())
     streams = None
-    if setup["library"] != "peak":
+    if setup["package"] != "peak":
         opened = Setup(
             path=Path(setup["path"]),
             padded=setup["context"] == "padded",
@@ -94,7 +94,7 @@ def main() -> None:
             mels=setup["mels"],
             threads=setup["threads"],
         )
-        streams = Streams(lambda: open_engine(setup["library"], opened), setup["streams"])
+        streams = Streams(lambda: open_engine(setup["package"], opened), setup["streams"])
     print(json.dumps({"ready": True}), file=reply, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line), streams, setup["threads"])), file=reply, flush=True)

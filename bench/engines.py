@@ -90,7 +90,7 @@ def _chosen(names: str, *, always: set[str]) -> list[Engine]:
     absent = {
         engine.name
         for engine in chosen
-        if any(importlib.util.find_spec(package) is None for package in needs.get(engine.library, ()))
+        if any(importlib.util.find_spec(package) is None for package in needs.get(engine.package, ()))
     }
     for name in sorted(absent):
         print(f"left out: {name}; pip install ctranslate2 faster-whisper", file=sys.stderr)
@@ -163,7 +163,7 @@ def _flops(engine: Engine, models: Models, samples: int) -> float:
     kind, _, count = engine.context.partition(":")
     frames = {"padded": WINDOW, "silence": min(WINDOW, own + BORDER)}.get(kind, own)
     tokens = frames + int(count or 0)
-    rows = own if engine.library == "servox" else tokens
+    rows = own if engine.package == "servox" else tokens
     return encoder_flops(models.sizes(), frames=frames, tokens=tokens, rows=rows, blocks=models.blocks(engine))
 
 
