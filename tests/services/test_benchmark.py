@@ -223,21 +223,37 @@ def test_a_full_disk_ends_the_run_with_what_could_not_be_written(
     data: Path, bundle: Path, tmp_path: Path, file_bytes: int, what: str
 ) -> None:
     command = ["evaluate", "run", "--data", data, "--bundle", bundle, "--seeds", 1, "--out", tmp_path / "out"]
-    done = subprocess.run(
+    process = subprocess.Popen(
         [str(SERVOX), *map(str, command)],
-        env=_environment(tmp_path),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes)),
-        capture_output=True,
+        env={**_environment(tmp_path), "SERVOX_EMBEDDER_DECODE_WORKERS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
-        check=False,
     )
-    assert done.returncode == 1
-    said = " ".join(done.stderr.split("error:")[-1].split())
+    try:
+        # The limit stands for a full disk; memory that the decode process shares counts as a file for it, so it comes
+        # once that process is there, seconds before anything is written.
+        _wait_for_child(process, "decode_worker")
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+        _, stderr = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    said = " ".join(stderr.split("error:")[-1].split())
     assert said.startswith("cannot write")
     assert what in said
     assert "free space or choose another place" in said
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in stderr
+
+
+def _wait_for_child(process: subprocess.Popen[str], name: str) -> None:
+    while process.poll() is None:
+        for listed in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            for child in listed.read_text().split():
+                if name in Path(f"/proc/{child}/cmdline").read_text():
+                    return
+        time.sleep(0.05)
+    pytest.fail(f"the run ended before it had a {name}")
 
 
 @pytest.mark.parametrize(
