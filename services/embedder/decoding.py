@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from signal import SIGALRM, SIGKILL, Signals
 from typing import Literal, get_args
 
@@ -142,10 +141,18 @@ class Decoder:
         if isinstance(data, audio.Pcm) or not 0 < len(data) <= self._limits.max_bytes:
             args = (data, self._rate_hz, self._limits, truncate_ms)
             return await asyncio.get_running_loop().run_in_executor(self._threads, decode, *args)
-        for _ in range(TRIES - 1):
-            with suppress(Unavailable):
-                return await self._try(data, truncate_ms, deadline_s)
-        return await self._try(data, truncate_ms, deadline_s)
+        tries = 0
+        while True:
+            process = await self._free()
+            if deadline_s <= time.monotonic():
+                self._hand_on(process)
+                raise DeadlineExpired("the deadline passed while the clip waited to be decoded; allow more time")
+            try:
+                return await self._ask(process, data, truncate_ms)
+            except Unavailable:
+                tries += process.asked  # one that was dead before never had the clip
+                if tries == TRIES or self._closed:
+                    raise
 
     async def close(self) -> None:
         """Ends the workers; more than once is fine."""
@@ -160,13 +167,6 @@ class Decoder:
         self._idle.clear()
         await asyncio.gather(*(self._end(process) for process in list(self._alive)))
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
-
-    async def _try(self, data: bytes, truncate_ms: int, deadline_s: float) -> Decoded:
-        process = await self._free()
-        if deadline_s <= time.monotonic():
-            self._hand_on(process)
-            raise DeadlineExpired("the deadline passed while the clip waited to be decoded; allow more time")
-        return await self._ask(process, data, truncate_ms)
 
     async def _ask(self, process: Process, data: bytes, truncate_ms: int) -> Decoded:
         try:
@@ -222,12 +222,12 @@ class Decoder:
         code = await asyncio.to_thread(process.wait)
         if self._closed:
             return _closed()
+        if code == -SIGKILL or code >= 0 or not process.asked:
+            self._replace(process, "killed")
+            return Unavailable("the decode workers of this clip were killed; send it again later")
         if code == -SIGALRM:
             self._replace(process, "time")
             return self._too_long()
-        if code == -SIGKILL or code >= 0:
-            self._replace(process, "killed")
-            return Unavailable("the decode workers of this clip were killed; send it again later")
         self._replace(process, "crashed")
         return BadAudio(f"the audio makes its decoder crash ({Signals(-code).name}): {REMEDY}")
 

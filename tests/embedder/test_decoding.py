@@ -179,8 +179,11 @@ async def test_a_clip_whose_workers_are_killed_again_is_given_up_alone(
     clip = encoded(speech(1.0))
     async with pool(workers=2) as (decoder, reasons):
         struck = await _held(decoder, clip)
-        for pid in decoder.pids:
-            os.kill(pid, signal.SIGKILL)
+        for _ in range(2):
+            (holder,) = (process.pid for process in decoder._alive if process.asked)
+            os.kill(holder, signal.SIGKILL)
+            await _gone([holder])
+            await asyncio.sleep(0.05)
         with pytest.raises(Unavailable, match="were killed"):
             await struck
         assert len((await decoder.decode(clip, truncate_ms=0)).samples) == RATE
@@ -196,6 +199,19 @@ async def test_a_worker_killed_while_idle_is_replaced_by_the_next_clip(
         await _gone(decoder.pids)
         assert len((await decoder.decode(clip, truncate_ms=0)).samples) == RATE
         assert reasons == ["killed"]
+
+
+async def test_workers_that_died_idle_cost_no_clip_its_tries(
+    speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
+) -> None:
+    clip = encoded(speech(1.0))
+    async with pool(workers=3) as (decoder, reasons):
+        pids = decoder.pids
+        for pid, number in zip(pids, (signal.SIGKILL, signal.SIGSEGV, signal.SIGALRM), strict=True):
+            os.kill(pid, number)
+        await _gone(pids)
+        assert len((await decoder.decode(clip, truncate_ms=0)).samples) == RATE
+        assert reasons == ["killed"] * 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE])
