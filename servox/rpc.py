@@ -29,6 +29,7 @@ from servox.tracing import ERROR_KEY, server_interceptors, traced
 log = logging.getLogger(__name__)
 
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
+MAX_CALLS = 1_000  # at a time on one connection; further ones wait at the caller's end
 RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 
 
@@ -86,6 +87,7 @@ class Server:
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
             ("grpc.max_connection_age_ms", max_connection_age_s * 1000),
+            ("grpc.max_concurrent_streams", MAX_CALLS),
             # No age grace: an old connection takes no new calls, but a stream of hours goes on to its end.
             # Idle connections are pinged as well, and may ping: one whose other end is gone does not stay.
             ("grpc.keepalive_time_ms", 60_000),

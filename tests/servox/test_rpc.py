@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from servox.errors import BadInput, BadSetting, Overloaded, ServoxError, StorageFull, TooLarge, Unavailable, leaves
-from servox.rpc import Server, Tls, channel, translated
+from servox.rpc import MAX_CALLS, Server, Tls, channel, translated
 from servox.v1 import embedder_pb2, embedder_pb2_grpc
 
 SERVICE = "servox.v1.Embedder"
@@ -63,9 +63,11 @@ async def serving(
 ) -> AsyncIterator[tuple[Server, str]]:
     server = Server(address=address, services=[SERVICE], max_message_bytes=max_message_bytes, **options)
     embedder_pb2_grpc.add_EmbedderServicer_to_server(embedder, server.grpc)  # type: ignore[no-untyped-call]
-    yield server, await server.start()
-    embedder.leave.set()
-    await server.stop()
+    try:
+        yield server, await server.start()
+    finally:
+        embedder.leave.set()
+        await server.stop()
 
 
 def _stub(opened: grpc.aio.Channel) -> Any:  # noqa: ANN401 -- generated stubs have no types
@@ -337,6 +339,43 @@ async def test_a_stream_outlives_the_age_of_its_connection() -> None:
             await asyncio.sleep(0.4)
         await call.done_writing()
         assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_connection_that_pings_all_the_time_is_closed_and_no_other() -> None:
+    settings, ping = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), bytes((0, 0, 8, 6, 0, 0, 0, 0, 0)) + bytes(8)
+    async with serving(Embedder(lambda: None)) as (_, address), _plain(address) as opened:
+        host, port = address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + 20 * ping)
+        async with asyncio.timeout(20):
+            answer = await reader.read(-1)  # until the server closes
+        writer.close()
+        assert b"too_many_pings" in answer
+        assert (await _describe(opened)).dims == 7
+
+
+async def test_calls_over_the_limit_of_a_connection_wait_at_the_caller() -> None:
+    embedder = Embedder(lambda: None)
+    embedder.leave.clear()
+    own = [("grpc.use_local_subchannel_pool", 1)]  # else both channels share a connection
+    async with (
+        serving(embedder) as (_, address),
+        _plain(address) as opened,
+        grpc.aio.insecure_channel(address, options=own) as other,
+    ):
+        request = embedder_pb2.DescribeRequest()
+        calls = [_stub(opened).Describe(request) for _ in range(MAX_CALLS + 1)]
+        async with asyncio.timeout(30):
+            while embedder.calls < MAX_CALLS:  # noqa: ASYNC110 -- counted by another task
+                await asyncio.sleep(0.02)
+        beside = _stub(other).Describe(request)
+        async with asyncio.timeout(30):
+            while embedder.calls == MAX_CALLS:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        assert embedder.calls == MAX_CALLS + 1, "that of the other connection"
+        embedder.leave.set()
+        assert {(await call).dims for call in [*calls, beside]} == {7}
+    assert embedder.calls == MAX_CALLS + 2
 
 
 async def test_what_no_retry_can_help_is_not_retried() -> None:
