@@ -129,21 +129,25 @@ def document(rows: Sequence[Row], **facts: Any) -> dict[str, Any]:  # noqa: ANN4
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Clips a second against F1, one dot an engine."""
+    """Clips a second as bars, the fastest on top, and the F1 of a head on each engine's features beside them."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
-    known = [(row, row.f1) for row in rows if row.f1 is not None]
-    for row, f1 in known:
-        ours = row.engine.startswith("Servox")
-        axes.scatter(row.ratio, f1, color="#0b6e4f" if ours else "#8a8a8a", s=46, zorder=3)
-        axes.annotate(row.engine, (row.ratio, f1), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel="clips a second, transformers = 1", ylabel="macro-F1 of a head, by speaker")
-    axes.set_xlim(0.7, 2.2 * max(row.ratio for row, _ in known))
-    axes.grid(visible=True, which="both", linewidth=0.3)
+    ordered = sorted(rows, key=lambda row: row.ratio)
+    names = [row.engine for row in ordered]
+    colours = ["#0b6e4f" if row.engine.startswith("Servox") else "#a3a3a3" for row in ordered]
+    figure, (speeds, scores) = plt.subplots(
+        1, 2, figsize=(9, 0.3 * len(rows) + 1), layout="constrained", sharey=True, width_ratios=(3, 2)
+    )
+    bars = speeds.barh(names, [row.ratio for row in ordered], color=colours)
+    speeds.bar_label(bars, [f"{row.ratio:.3g}×" for row in ordered], padding=3, fontsize=8)
+    speeds.set(xscale="log", xlabel="clips a second, transformers = 1", xlim=(0.7, 2 * ordered[-1].ratio))
+    known = [(row.engine, row.f1, colour) for row, colour in zip(ordered, colours, strict=True) if row.f1 is not None]
+    scores.scatter([f1 for _, f1, _ in known], [name for name, _, _ in known], color=[c for _, _, c in known], zorder=3)
+    scores.set(xlabel="macro-F1 of a head, by speaker")
+    scores.grid(visible=True, axis="x", linewidth=0.3)
     figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
