@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.embedder.batching import Budget, form
+from services.embedder.batching import PATIENCE_S, URGENT_SHARE, Budget, form
 from servox.errors import BadSetting
 
 RATE = 16_000
@@ -63,13 +63,50 @@ def test_there_is_progress_and_what_must_not_run_is_dropped(pending: list[Waiter
     assert len(names) == len(set(names))
 
 
+def _cost_s(clip: Waiter, budget: Budget) -> float:
+    return budget.padded(clip.samples) * budget.cost_s
+
+
+def _urgent(clip: Waiter, budget: Budget, now: float) -> bool:
+    due_s = min(clip.deadline_s, clip.arrived_s + PATIENCE_S)
+    return due_s - now - _cost_s(clip, budget) < URGENT_SHARE * (due_s - clip.arrived_s)
+
+
 @given(pending=_waiters(10.0), budget=BUDGETS)
-def test_the_clip_with_the_highest_response_ratio_is_in(pending: list[Waiter], budget: Budget) -> None:
-    living = [w for w in pending if not w.cancelled and w.deadline_s > 10.0]
-    ratios = {w.name: 1 + (10.0 - w.arrived_s) / (budget.padded(w.samples) * budget.cost_s) for w in living}
-    batch = form(pending, budget, now=10.0)
+def test_the_clip_with_the_highest_response_ratio_is_in_when_none_is_urgent(
+    pending: list[Waiter], budget: Budget
+) -> None:
+    calm = [w for w in pending if not _urgent(w, budget, 10.0)]
+    living = [w for w in calm if not w.cancelled and w.deadline_s > 10.0]
+    ratios = {w.name: 1 + (10.0 - w.arrived_s) / _cost_s(w, budget) for w in living}
+    batch = form(calm, budget, now=10.0)
     if living:
         assert max(ratios[w.name] for w in batch.clips) == pytest.approx(max(ratios.values()))
+
+
+@given(pending=_waiters(10.0), budget=BUDGETS)
+def test_of_what_is_urgent_and_in_time_the_earliest_due_is_in(pending: list[Waiter], budget: Budget) -> None:
+    in_time = [w for w in pending if not w.cancelled and w.deadline_s >= 10.0 + _cost_s(w, budget)]
+    due_s = {w.name: min(w.deadline_s, w.arrived_s + PATIENCE_S) for w in in_time if _urgent(w, budget, 10.0)}
+    batch = form(pending, budget, now=10.0)
+    if due_s:
+        assert due_s.get(batch.clips[0].name) == min(due_s.values())
+
+
+def test_callers_in_a_hurry_do_not_starve_one_without_a_deadline() -> None:
+    budget = _budget(clips=1)
+    patient, now, born = Waiter(name=0, samples=30 * RATE), 0.0, 1
+    hurried: list[Waiter] = []
+    while now < 2 * PATIENCE_S:  # always one that is urgent
+        hurried.append(Waiter(name=born, samples=RATE, arrived_s=now - 1, deadline_s=now + 0.1))
+        born += 1
+        (chosen,) = form([patient, *hurried], budget, now=now).clips
+        if chosen is patient:
+            assert (1 - URGENT_SHARE) * PATIENCE_S - 1 < now < PATIENCE_S
+            return
+        hurried.remove(chosen)
+        now += _cost_s(chosen, budget)
+    pytest.fail("the patient caller still waits")
 
 
 @given(long_s=st.floats(4, 30), short_s=st.floats(0.5, 2), load=st.floats(0.5, 1.5), clips=st.integers(1, 4))
