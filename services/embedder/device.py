@@ -21,6 +21,7 @@ import numpy.typing as npt
 from servox.errors import Unavailable
 
 from .runtimes import Result, Runtime
+from .slices import DEFAULT_NS, set_slice
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class Device:
         return future
 
     def _work(self, runtime: Runtime) -> None:
+        set_slice(DEFAULT_NS)  # inherited from the event loop, which is to go first
         while order := self._orders.get():
             work, future = order
             if not future.set_running_or_notify_cancel():

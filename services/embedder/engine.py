@@ -1,6 +1,6 @@
 """The queue before the device, and the truth about whether the device still works.
 
-- The queue belongs to the event loop. One batch more than there are threads is handed out, so that a thread never
+- The queue belongs to the event loop. Each thread has a second batch at hand while it works on one, so that it never
   waits for the event loop between two.
 - When a batch fails, its clips are run again alone. One that fails alone while a canary passes is itself at fault and
   fails by itself; if the canary fails too, or a batch does not come back, the device is gone: `failed` says why.
@@ -103,7 +103,7 @@ class Engine:
             Unavailable: the device cannot run a bucket.
         """
         await self._device.warm(self._budget.buckets)
-        self._tasks = [asyncio.create_task(self._dispatch()) for _ in range(self._device.streams + 1)]
+        self._tasks = [asyncio.create_task(self._dispatch()) for _ in range(2 * self._device.streams)]
         self._tasks.append(asyncio.create_task(self._try_when_idle()))
 
     async def close(self) -> None:

@@ -32,6 +32,7 @@ from .open_inference import OpenInferenceServicer
 from .runtimes import Runtime, choose
 from .servicer import EmbedderServicer
 from .settings import BUCKETS_S, Settings
+from .slices import DEFAULT_NS, SHORT_NS, set_slice
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class EmbedderServer:
             Unavailable: the device or the address is not to be had.
         """
         began_s = time.monotonic()
+        set_slice(SHORT_NS)  # the event loop's thread, and what it starts
         bundle = await asyncio.to_thread(bundles.load, self._settings.bundle)
         self._check_length(bundle)
         self._metrics.start(self._settings.metrics_host, self._settings.metrics_port)
@@ -183,6 +185,7 @@ class EmbedderServer:
 
     def _runtimes(self, bundle: Bundle) -> list[Runtime]:
         settings = self._settings
+        set_slice(DEFAULT_NS)  # threads that an engine starts here are the encoder's
         return [
             self._opened(bundle, settings.device, engine=settings.engine, threads=settings.threads_per_stream)
             for _ in range(settings.stream_count)
