@@ -14,10 +14,21 @@ class HeadKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     HEAD_KIND_MLP: _ClassVar[HeadKind]
     HEAD_KIND_LOGISTIC: _ClassVar[HeadKind]
     HEAD_KIND_FRAME_MLP: _ClassVar[HeadKind]
+
+class Abstention(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ABSTENTION_UNSPECIFIED: _ClassVar[Abstention]
+    ABSTENTION_SILENCE: _ClassVar[Abstention]
+    ABSTENTION_TOO_SHORT: _ClassVar[Abstention]
+    ABSTENTION_OUT_OF_DISTRIBUTION: _ClassVar[Abstention]
 HEAD_KIND_UNSPECIFIED: HeadKind
 HEAD_KIND_MLP: HeadKind
 HEAD_KIND_LOGISTIC: HeadKind
 HEAD_KIND_FRAME_MLP: HeadKind
+ABSTENTION_UNSPECIFIED: Abstention
+ABSTENTION_SILENCE: Abstention
+ABSTENTION_TOO_SHORT: Abstention
+ABSTENTION_OUT_OF_DISTRIBUTION: Abstention
 
 class HeadSpec(_message.Message):
     __slots__ = ("name", "kind", "bundle_digest", "layer", "clip_set_url", "classes", "seed", "calibrate", "settings")
@@ -166,16 +177,18 @@ class Prior(_message.Message):
     def __init__(self, kind: _Optional[_Union[Prior.Kind, str]] = ..., probabilities: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class RecognizeConfig(_message.Message):
-    __slots__ = ("head", "prior", "window_ms", "hop_ms")
+    __slots__ = ("head", "prior", "window_ms", "hop_ms", "every_window")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     PRIOR_FIELD_NUMBER: _ClassVar[int]
     WINDOW_MS_FIELD_NUMBER: _ClassVar[int]
     HOP_MS_FIELD_NUMBER: _ClassVar[int]
+    EVERY_WINDOW_FIELD_NUMBER: _ClassVar[int]
     head: str
     prior: Prior
     window_ms: int
     hop_ms: int
-    def __init__(self, head: _Optional[str] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ..., window_ms: _Optional[int] = ..., hop_ms: _Optional[int] = ...) -> None: ...
+    every_window: bool
+    def __init__(self, head: _Optional[str] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ..., window_ms: _Optional[int] = ..., hop_ms: _Optional[int] = ..., every_window: _Optional[bool] = ...) -> None: ...
 
 class ClassProbability(_message.Message):
     __slots__ = ("label", "probability")
@@ -186,18 +199,26 @@ class ClassProbability(_message.Message):
     def __init__(self, label: _Optional[str] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class Window(_message.Message):
-    __slots__ = ("start_ms", "end_ms", "label", "confidence", "probabilities")
+    __slots__ = ("start_ms", "end_ms", "label", "confidence", "probabilities", "index", "abstention", "speech", "novelty")
     START_MS_FIELD_NUMBER: _ClassVar[int]
     END_MS_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ABSTENTION_FIELD_NUMBER: _ClassVar[int]
+    SPEECH_FIELD_NUMBER: _ClassVar[int]
+    NOVELTY_FIELD_NUMBER: _ClassVar[int]
     start_ms: int
     end_ms: int
     label: str
     confidence: float
     probabilities: _containers.RepeatedCompositeFieldContainer[ClassProbability]
-    def __init__(self, start_ms: _Optional[int] = ..., end_ms: _Optional[int] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[_Union[ClassProbability, _Mapping]]] = ...) -> None: ...
+    index: int
+    abstention: Abstention
+    speech: float
+    novelty: float
+    def __init__(self, start_ms: _Optional[int] = ..., end_ms: _Optional[int] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[_Union[ClassProbability, _Mapping]]] = ..., index: _Optional[int] = ..., abstention: _Optional[_Union[Abstention, str]] = ..., speech: _Optional[float] = ..., novelty: _Optional[float] = ...) -> None: ...
 
 class RecognizeRequest(_message.Message):
     __slots__ = ("audio", "config")
@@ -232,16 +253,20 @@ class RecognizeStreamRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamConfig, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class StreamConfig(_message.Message):
-    __slots__ = ("recognize", "rate_hz", "channels", "format")
+    __slots__ = ("recognize", "rate_hz", "channels", "format", "container", "next_window")
     RECOGNIZE_FIELD_NUMBER: _ClassVar[int]
     RATE_HZ_FIELD_NUMBER: _ClassVar[int]
     CHANNELS_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    NEXT_WINDOW_FIELD_NUMBER: _ClassVar[int]
     recognize: RecognizeConfig
     rate_hz: int
     channels: int
     format: _common_pb2.SampleFormat
-    def __init__(self, recognize: _Optional[_Union[RecognizeConfig, _Mapping]] = ..., rate_hz: _Optional[int] = ..., channels: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.SampleFormat, str]] = ...) -> None: ...
+    container: bool
+    next_window: int
+    def __init__(self, recognize: _Optional[_Union[RecognizeConfig, _Mapping]] = ..., rate_hz: _Optional[int] = ..., channels: _Optional[int] = ..., format: _Optional[_Union[_common_pb2.SampleFormat, str]] = ..., container: _Optional[bool] = ..., next_window: _Optional[int] = ...) -> None: ...
 
 class RecognizeStreamResponse(_message.Message):
     __slots__ = ("window", "head", "bundle", "prior")
