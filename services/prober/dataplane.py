@@ -18,7 +18,7 @@ import numpy as np
 from servox.arrays import read_clip_set
 from servox.errors import BadInput
 from servox.priors import softmax
-from servox.v1 import common_pb2
+from servox.v1 import common_pb2, embedder_pb2
 
 from .embedder import Embedder
 from .heads import TRAINING, AnyFloats, Floats, Head, Standardisation
@@ -183,6 +183,14 @@ class Dataplane:
     ) -> AsyncGenerator[tuple[Window, common_pb2.Bundle]]:
         """Emotions of live audio; see `Recognizer`."""
         return self._recognizer.stream(chunks, shape, posterior)
+
+    async def describe(self) -> embedder_pb2.DescribeResponse:
+        """What the embedder runs and what it accepts; see `Embedder.describe`."""
+        return await self._embedder.describe()
+
+    async def embed(self, request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
+        """Embeddings of one clip; see `Embedder.answer`."""
+        return await self._embedder.answer(request)
 
     async def heads(self, prefix: str) -> list[Entry]:
         """Heads whose name begins with `prefix`."""

@@ -51,15 +51,35 @@ class Embedder:
         self._timeout_s = settings.embed_timeout_s
         self._in_flight = settings.windows_in_flight
 
+    async def describe(self) -> embedder_pb2.DescribeResponse:
+        """What it runs and what it accepts.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        with self._asking():
+            answer: embedder_pb2.DescribeResponse = await self._stub.Describe(
+                embedder_pb2.DescribeRequest(), timeout=self._timeout_s
+            )
+        return answer
+
     async def rate_hz(self) -> int:
         """The rate that its backbone hears.
 
         Raises:
             Unavailable: it does not answer.
         """
+        return int((await self.describe()).rate_hz)
+
+    async def answer(self, request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
+        """One clip, as the embedder itself answers it.
+
+        Raises:
+            ServoxError: whatever the embedder says of the request.
+        """
         with self._asking():
-            answer = await self._stub.Describe(embedder_pb2.DescribeRequest(), timeout=self._timeout_s)
-        return int(answer.rate_hz)
+            reply: embedder_pb2.EmbedResponse = await self._stub.Embed(request, timeout=self._timeout_s)
+        return reply
 
     async def embed(self, audio: common_pb2.Audio, card: Card) -> Embedded:
         """One clip, as the head of `card` reads it.
