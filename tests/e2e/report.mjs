@@ -2,17 +2,11 @@
 //     node tests/e2e/report.mjs REPORT.html
 // It judges nothing; tests/e2e/test_report.py does.
 import { pathToFileURL } from "node:url";
-import { chromium } from "playwright-core";
+import { launch, measures } from "./browser.mjs";
 
 const address = pathToFileURL(process.argv[2]).href;
 const seen = { console: [], requests: [] };
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-  ],
-});
+const browser = await launch();
 
 async function open({ width = 1280, dark = false, scripts = true } = {}) {
   const context = await browser.newContext({
@@ -42,36 +36,10 @@ async function choose(page, choices) {
   };
 }
 
-// Contrast of every element that holds text itself, against the nearest background that is not transparent.
-const contrasts = (page) => page.evaluate(() => {
-  const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = (colour) => {
-    pixel.clearRect(0, 0, 1, 1);
-    pixel.fillStyle = colour;
-    pixel.fillRect(0, 0, 1, 1);
-    return [...pixel.getImageData(0, 0, 1, 1).data];
-  };
-  const luminance = (colour) => {
-    const [r, g, b] = rgba(colour).slice(0, 3).map((value) => value / 255)
-      .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const background = (element) => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = getComputedStyle(at).backgroundColor;
-      if (rgba(colour)[3] === 255) return colour;
-    }
-    return "white";
-  };
-  const contrast = (element) => {
-    const [low, high] = [luminance(getComputedStyle(element).color), luminance(background(element))].sort((a, b) => a - b);
-    return (high + 0.05) / (low + 0.05);
-  };
-  const holdsText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
-  const texts = [...document.body.querySelectorAll("*")]
-    .filter((element) => !["SCRIPT", "STYLE", "OPTION", "NOSCRIPT"].includes(element.tagName) && holdsText(element) && element.checkVisibility());
-  const worst = texts.map((element) => ({ contrast: contrast(element), where: `${element.tagName}.${element.className}: ${element.textContent.slice(0, 40)}` }))
-    .sort((a, b) => a.contrast - b.contrast)[0];
+// Contrast of the text that is hardest to read, and of the map's cells over their whole scale.
+const contrasts = (page) => page.evaluate((measures) => {
+  const { contrast, worst, page: luminance, elements } = eval(measures);
+  const read = { worst: worst(), page: luminance(), elements: elements() };
   const deep = JSON.parse(document.getElementById("figures").textContent).scale.deep;
   const cell = document.querySelector("#map td.heat");
   const ramps = [];
@@ -82,8 +50,8 @@ const contrasts = (page) => page.evaluate(() => {
     cell.style.setProperty("--v", share.toFixed(3));
     ramps.push(contrast(cell));
   }
-  return { worst, ramp: Math.min(...ramps), page: luminance(background(document.body)), elements: texts.length };
-});
+  return { ...read, ramp: Math.min(...ramps) };
+}, measures);
 
 try {
   const page = await open();
