@@ -38,7 +38,7 @@ async function choose(page, choices) {
 
 // Contrast of the text that is hardest to read, and of the map's cells over their whole scale.
 const contrasts = (page) => page.evaluate((measures) => {
-  const { contrast, worst, page: luminance, elements } = eval(measures);
+  const { contrast, worst, page: luminance, elements } = (0, eval)(measures);
   const read = { worst: worst(), page: luminance(), elements: elements() };
   const deep = JSON.parse(document.getElementById("figures").textContent).scale.deep;
   const cell = document.querySelector("#map td.heat");

@@ -1,9 +1,7 @@
 """The report in a real browser: what a person sees agrees with the cells, on a desk, on a phone, in the dark."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,20 +11,7 @@ import pytest
 
 from services.evaluator.report import render
 
-ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 AA = 4.5  # WCAG 2.2, contrast of text
-
-
-def browser_command() -> list[str]:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("no node here: install Node.js 20 or later")
-    if not Path(CHROMIUM).exists():
-        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium, or set CHROMIUM")
-    if not (ROOT / "node_modules" / "playwright-core").is_dir():
-        pytest.skip("no playwright-core: run npm install")
-    return [node, str(ROOT / "tests" / "e2e" / "report.mjs")]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +20,8 @@ def run(build_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def seen(run: Path) -> dict[str, Any]:
-    command = browser_command()
+def seen(run: Path, browser_command: Callable[[str], list[str]]) -> dict[str, Any]:
+    command = browser_command("report.mjs")
     done = subprocess.run([*command, str(render(run))], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     observed: dict[str, Any] = json.loads(done.stdout)
