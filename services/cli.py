@@ -86,6 +86,8 @@ def build(arguments: list[str]) -> typer.Typer:
     app.add_typer(study_app, name="study")
     corpora = _load("services.evaluator.corpora.commands:corpora_app", "evaluator") if first == "corpora" else None
     app.add_typer(corpora or typer.Typer(), name="corpora", help="List, check, parse and download corpora.")
+    heads = _load("services.prober.heads_command:heads_app", "prober") if first == "heads" else None
+    app.add_typer(heads or typer.Typer(), name="heads", help="List, promote, delete, export and import heads.")
     app.add_typer(_serving(second) if first == "serve" else typer.Typer(), name="serve", help="Run a service.")
     return app
 

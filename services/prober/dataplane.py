@@ -9,7 +9,6 @@
 import asyncio
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from servox.v1 import common_pb2, embedder_pb2
 
 from .embedder import Embedder
 from .heads import TRAINING, AnyFloats, Floats, Head, Standardisation
+from .hosting import Hosted
 from .metrics import ProberMetrics
 from .posterior import Posterior, Prior
 from .progress import Event, Progress, Stopped
@@ -69,7 +69,7 @@ class Dataplane:
             self._embedder, metrics, max_duration_ms=settings.max_duration_ms, max_windows=settings.max_windows
         )
         self._training = asyncio.Lock()
-        self._heads: OrderedDict[tuple[str, str], Head] = OrderedDict()
+        self._hosted = Hosted(self._registry, settings.heads_in_memory)
 
     async def train(self, store_url: str, orders: Sequence[Order]) -> AsyncGenerator[Event]:
         """Events of a training; closing the iterator stops it.
@@ -209,13 +209,7 @@ class Dataplane:
         await self._embedder.close()
 
     async def _head(self, name: str) -> Head:
-        tag = await asyncio.to_thread(self._registry.resolve, name)
-        if tag not in self._heads:
-            self._heads[tag] = await asyncio.to_thread(self._registry.get, ":".join(tag))
-        self._heads.move_to_end(tag)
-        while len(self._heads) > self._settings.heads_in_memory:
-            self._heads.popitem(last=False)
-        return self._heads[tag]
+        return await asyncio.to_thread(self._hosted.get, name)
 
 
 async def _ended(working: asyncio.Future[None]) -> None:

@@ -3,7 +3,9 @@
 - `<root>/models/<name>/<version>/` holds `model.yaml` (BentoML's), `card.json` and `weights.safetensors`. Beside the
   versions lie BentoML's pointer `latest` and ours, `production`; promotion also writes the label stage=production.
 - An entry is made under `<root>/staging` and renamed, so a reader sees whole heads or none. A version never changes.
-- An entry that is damaged all the same (a bad disk, a meddling hand) fails alone, with its path; a list goes on.
+- An entry that is damaged all the same (a bad disk, a meddling hand) fails alone, with its path; a list goes on and
+  says so once.
+- An entry leaves in one step as well, after the pointers to it: a bare name means a whole head at every moment.
 - The store's path is explicit: several registries live in one process. BentoML's usage tracking stays off; that switch
   is an environment variable, the one thing here that belongs to the process.
 """
@@ -16,8 +18,6 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from typing import Any
 import yaml
 
 from servox.arrays import storing
-from servox.errors import BadInput, NotFound, Refused, StorageFull
+from servox.errors import BadInput, NotFound, Refused
 
 from .card import Card
 from .heads import Head, decode, encode
+from .pointers import leave, point, read, replace, sweep, writing
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 with warnings.catch_warnings():
@@ -41,6 +42,7 @@ with warnings.catch_warnings():
 log = logging.getLogger(__name__)
 
 HIDDEN = "fold."  # names of an evaluation's own heads begin so
+NAME = re.compile(r"[a-z0-9][-._a-z0-9]*")  # of a head, and of a version: both are folders
 CARD, WEIGHTS = "card.json", "weights.safetensors"
 # What BentoML lets through when an entry's files are not what it wrote.
 _DAMAGE = (BentoMLException, BadInput, yaml.YAMLError, OSError, KeyError, TypeError, ValueError, AttributeError)
@@ -67,7 +69,9 @@ class Registry:
         with storing(str(root)):
             self._models.mkdir(parents=True, exist_ok=True)
             self._staging.mkdir(parents=True, exist_ok=True)
+            sweep(self._staging)
         self._store = ModelStore(self._models)
+        self._told: set[str] = set()  # damage that the log has seen
 
     def save(self, head: Head) -> None:
         """Keeps a head under its name and version; the newest becomes `latest`. Saving it again changes nothing.
@@ -76,13 +80,51 @@ class Registry:
             StorageFull: the disk refused.
         """
         card, staging = head.card, self._staging / uuid.uuid4().hex
-        with _storing(f"head {card.tag}"):
+        with writing(f"head {card.tag}"):
             try:
                 self._write(head, ModelStore(staging))
                 self._publish(staging / card.name / card.version, self._models / card.name / card.version)
-                _point(self._models / card.name / "latest", card.version)
+                point(self._models / card.name / "latest", card.version)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
+
+    def delete(self, name: str, *, force: bool = False) -> str:
+        """Takes `name:version` away, damaged or not; what its bare name means is set first, so no call meets a gap.
+
+        Returns:
+            `name:version`, as it was resolved.
+
+        Raises:
+            BadInput: no version was named.
+            NotFound: no such head.
+            Refused: it is the promoted version, and `force` was not given.
+            StorageFull: the disk refused to move a pointer.
+        """
+        bare, version = self.resolve(name)
+        if name == bare:
+            raise BadInput(f"head {name!r}: delete a version, such as {bare}:{version}")
+        if self._production(bare) == version and not force:
+            raise Refused(
+                f"head {bare}:{version} is the promoted one, which {bare!r} answers with: promote another version "
+                "first, or force it"
+            )
+        folder, grave = self._models / bare, self._staging / uuid.uuid4().hex
+        rest = [other for other in self._versions(bare) if other != version]
+        with writing(f"the pointers of head {bare}"):
+            if self._production(bare) == version:
+                (folder / "production").unlink(missing_ok=True)
+            if rest and read(folder / "latest") == version:
+                point(folder / "latest", self._newest(bare, rest))
+            grave.mkdir()
+        try:
+            (folder / version).rename(grave / version)
+            if not rest:
+                leave(folder)
+        except FileNotFoundError:
+            pass  # another process deleted it at the same time
+        finally:
+            shutil.rmtree(grave, ignore_errors=True)
+        return f"{bare}:{version}"
 
     def get(self, name: str) -> Head:
         """The head that `name`, `name:version`, `name:latest` or `name:production` means.
@@ -93,7 +135,26 @@ class Registry:
             NotFound: no such head; the message says what comes close.
             BadInput: its entry is damaged.
         """
-        return self._load(*self.resolve(name))
+        while True:
+            bare, version = self.resolve(name)
+            try:
+                return self._load(bare, version)
+            except NotFound:
+                if name == f"{bare}:{version}":
+                    raise
+                # It was deleted between the two steps, and the name means another version now, or none.
+
+    def folder(self, name: str, version: str) -> Path:
+        """Where an entry lies, or would lie."""
+        return self._models / name / version
+
+    def stamp(self, name: str, version: str) -> tuple[int, int]:
+        """Changes when a version is deleted and another entry takes its place; (0, 0) where there is none."""
+        try:
+            found = (self._models / name / version / WEIGHTS).stat()
+        except OSError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
 
     def find(self, name: str, version: str) -> Head | None:
         """The head of exactly this version, or None where there is none that can be read."""
@@ -101,7 +162,7 @@ class Registry:
             return None
         try:
             return self._load(name, version)
-        except BadInput as error:
+        except (BadInput, NotFound) as error:
             log.warning("a damaged head is trained again", extra={"head": f"{name}:{version}", "why": str(error)})
             return None
 
@@ -156,10 +217,10 @@ class Registry:
             raise BadInput(f"head {name!r}: promote a version, such as {bare}:{version}")
         head = self._load(bare, version)
         check_gate(head.card)
-        with _storing(f"the label of head {head.card.tag}"):
+        with writing(f"the label of head {head.card.tag}"):
             for other in self._versions(bare):
                 self._label(bare, other, production=other == version)
-            _point(self._models / bare / "production", version)
+            point(self._models / bare / "production", version)
         return Entry(card=head.card, digest=head.digest, production=True)
 
     def names(self, prefix: str) -> list[str]:
@@ -169,27 +230,34 @@ class Registry:
         return [name for name in found if name.startswith(prefix) and (shown or not name.startswith(HIDDEN))]
 
     def _versions(self, name: str) -> list[str]:
-        folder = self._models / name
-        if not re.fullmatch(r"[a-z0-9][-._a-z0-9]*", name) or not folder.is_dir():
+        if not NAME.fullmatch(name):
             return []
-        return sorted(version.name for version in folder.iterdir() if version.is_dir())
+        try:
+            return sorted(version.name for version in (self._models / name).iterdir() if version.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _newest(self, name: str, versions: list[str]) -> str:
+        """The version that was saved last."""
+        return max(versions, key=lambda version: (self.stamp(name, version)[1], version))
 
     def _production(self, name: str) -> str:
-        return _read(self._models / name / "production")
+        return read(self._models / name / "production")
 
     def _pointed(self, name: str, versions: list[str], wanted: str) -> str:
-        production, latest = self._production(name), _read(self._models / name / "latest")
+        production, latest = self._production(name), read(self._models / name / "latest")
         if wanted != "latest" and production in versions:
             return production
         if wanted == "production":
             raise NotFound(f"head {name}:production: no version of {name} was promoted; it has {', '.join(versions)}")
-        return latest if latest in versions else versions[-1]
+        return latest if latest in versions else self._newest(name, versions)
 
     def _load(self, name: str, version: str) -> Head:
         try:
             model = bentoml.models.get(Tag(name, version), _model_store=self._store)
             head = decode(Path(model.path_of(WEIGHTS)).read_bytes(), Path(model.path_of(CARD)).read_text())
         except _DAMAGE as error:
+            self.resolve(f"{name}:{version}")  # says what there is, if it was deleted meanwhile
             why = " ".join(str(error).split())  # a YAML parser draws its message over several lines
             raise BadInput(
                 f"head {name}:{version}: its entry {self._models / name / version} is damaged ({why}); "
@@ -203,7 +271,9 @@ class Registry:
         try:
             return self.entry(f"{name}:{version}")
         except (BadInput, NotFound) as error:
-            log.warning("a damaged head is left out of the list", extra={"why": str(error)})
+            if (why := str(error)) not in self._told:
+                self._told.add(why)
+                log.warning("a damaged head is left out of the list", extra={"why": why})
             return None
 
     def _write(self, head: Head, store: Any) -> None:  # noqa: ANN401 -- BentoML has no types
@@ -214,15 +284,21 @@ class Registry:
             Path(model.path_of(CARD)).write_text(text)
 
     def _publish(self, made: Path, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and self.find(place.parent.name, place.name) is None:
             place.rename(made.parent / "damaged")  # leaves with the staging folder
-        try:
-            made.rename(place)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            # Another process trained the same head at the same time; theirs is ours.
+        while True:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                made.rename(place)
+            except FileNotFoundError:
+                if not made.exists():
+                    raise
+                continue  # the last other version was deleted just now, and the folder with it
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                # Another process trained the same head at the same time; theirs is ours.
+            return
 
     def _label(self, name: str, version: str, *, production: bool) -> None:
         try:
@@ -234,7 +310,7 @@ class Registry:
         if production:
             model.info.labels["stage"] = "production"
         if labels != model.info.labels:
-            _replace(Path(model.path_of("model.yaml")), str(yaml.safe_dump(model.info.to_dict(), sort_keys=False)))
+            replace(Path(model.path_of("model.yaml")), str(yaml.safe_dump(model.info.to_dict(), sort_keys=False)))
 
 
 def check_gate(card: Card) -> None:
@@ -251,35 +327,3 @@ def check_gate(card: Card) -> None:
             f"head {card.tag}: out-of-fold macro-F1 {scores.macro_f1:.3f} is not above its prior-matched floor "
             f"{scores.floor:.3f}; it answers no better than by chance: train it on other data or settings"
         )
-
-
-def _point(pointer: Path, version: str) -> None:
-    _replace(pointer, version)
-
-
-def _replace(path: Path, text: str) -> None:
-    hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    hidden.write_text(text)
-    hidden.replace(path)
-
-
-def _read(pointer: Path) -> str:
-    try:
-        return pointer.read_text().strip()
-    except OSError:
-        return ""
-
-
-@contextmanager
-def _storing(what: str) -> Iterator[None]:
-    """`servox.arrays.storing`, also for copies: shutil keeps the reason of a failed copy as text only."""
-    with storing(what):
-        try:
-            yield
-        except shutil.Error as error:
-            numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))}
-            if numbers & {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                raise StorageFull(
-                    f"cannot write {what}: the disk is full; free space or choose another place"
-                ) from error
-            raise
