@@ -29,7 +29,7 @@ class Engine:
         name: of the row.
         package: that runs it.
         context: what follows a clip: padded, exact or silence:K.
-        half: whether half of the blocks are run.
+        part: one in so many blocks is run: 1 for all, 2 for the first half.
         precision: fp32, bf16 or int8.
         equals: an engine whose features these must equal; its F1 is then theirs.
     """
@@ -37,15 +37,15 @@ class Engine:
     name: str
     package: str
     context: str
-    half: bool
+    part: int
     precision: str
     equals: str | None = None
 
 
 def _rows() -> tuple[Engine, ...]:
-    def row(name: str, package: str, context: str, precision: str, *, half: bool = False, equals: str = "") -> Engine:
+    def row(name: str, package: str, context: str, precision: str, *, part: int = 1, equals: str = "") -> Engine:
         return Engine(
-            name=name, package=package, context=context, half=half, precision=precision, equals=equals or None
+            name=name, package=package, context=context, part=part, precision=precision, equals=equals or None
         )
 
     return (
@@ -55,16 +55,17 @@ def _rows() -> tuple[Engine, ...]:
         row("CTranslate2 int8", "ctranslate2", "padded", "int8"),
         row("CTranslate2 fp32, trimmed", "ctranslate2", "exact", "fp32"),
         row("CTranslate2 int8, trimmed", "ctranslate2", "exact", "int8"),
-        row("CTranslate2 fp32, trimmed, half", "ctranslate2", "exact", "fp32", half=True),
-        row("CTranslate2 int8, trimmed, half", "ctranslate2", "exact", "int8", half=True),
+        row("CTranslate2 fp32, trimmed, half", "ctranslate2", "exact", "fp32", part=2),
+        row("CTranslate2 int8, trimmed, half", "ctranslate2", "exact", "int8", part=2),
         row("ONNX Runtime fp32", "onnxruntime", "padded", "fp32", equals="transformers"),
         row("ONNX Runtime int8", "onnxruntime", "padded", "int8"),
         row("Servox fp32, padded, full", "servox", "padded", "fp32", equals="transformers"),
         row("Servox bf16, exact, full", "servox", "exact", "bf16"),
         row("Servox int8, exact, full", "servox", "exact", "int8"),
-        row("Servox fp32", "servox", "silence:32", "fp32", half=True),
-        row("Servox bf16", "servox", "silence:32", "bf16", half=True),
-        row("Servox int8", "servox", "silence:32", "int8", half=True),
+        row("Servox fp32", "servox", "silence:32", "fp32", part=2),
+        row("Servox bf16", "servox", "silence:32", "bf16", part=2),
+        row("Servox int8", "servox", "silence:32", "int8", part=2),
+        row("Servox int8, a third", "servox", "silence:32", "int8", part=3),
     )
 
 
@@ -98,7 +99,7 @@ class Models:
     def blocks(self, engine: Engine) -> int:
         """That an engine runs."""
         every = self.sizes().blocks
-        return (every + 1) // 2 if engine.half else every
+        return -(-every // engine.part)
 
     def identity(self, engine: Engine) -> str:
         """What an engine's features depend on besides context and depth."""
@@ -166,7 +167,7 @@ class Models:
         from onnxruntime.quantization import quantize_dynamic
 
         plain = Engine(
-            name=engine.name, package="onnxruntime", context=engine.context, half=engine.half, precision="fp32"
+            name=engine.name, package="onnxruntime", context=engine.context, part=engine.part, precision="fp32"
         )
         source = self.path(plain)
         shutil.copytree(source, out)
