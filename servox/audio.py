@@ -10,6 +10,7 @@
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ from av.container import InputContainer
 from numpy.typing import NDArray
 
 from servox import containers
-from servox.errors import BadAudio, TooLarge
+from servox.errors import BadAudio, ShortAudio, SilentAudio, TooLarge
 
 Samples = NDArray[np.float32]
 Encoding = Literal["s16le", "f32le"]
@@ -109,20 +110,35 @@ def decode(data: bytes | Pcm, rate_hz: int, limits: Limits | None = None) -> Cli
 
 
 def _from_pcm(pcm: Pcm, limits: Limits) -> _Raw:
+    check_layout(pcm.rate_hz, pcm.channels)
+    step = frame_bytes(pcm)
+    frames = _frames_to_read(len(pcm.data) // step, pcm.rate_hz, limits)
+    values = values_of(memoryview(pcm.data)[: frames * step], pcm.encoding)
+    return _Raw(samples=values.reshape(-1, pcm.channels), rate_hz=pcm.rate_hz)
+
+
+def frame_bytes(pcm: Pcm) -> int:
+    """Bytes of one sample of every channel.
+
+    Raises:
+        BadAudio: an unknown encoding, or data that is no whole number of them.
+    """
     width = {"s16le": 2, "f32le": 4}.get(pcm.encoding)
     if width is None:
         raise BadAudio(f"PCM encoding {pcm.encoding!r} is unknown: use s16le or f32le")
-    _check_layout(pcm.rate_hz, pcm.channels)
     step = width * pcm.channels
     if len(pcm.data) % step:
         raise BadAudio(
             f"PCM of {len(pcm.data)} bytes is truncated: {pcm.channels} channels of {pcm.encoding} "
             f"need a multiple of {step} bytes"
         )
-    frames = _frames_to_read(len(pcm.data) // step, pcm.rate_hz, limits)
-    values = np.frombuffer(pcm.data, dtype="<i2" if width == 2 else "<f4", count=frames * pcm.channels)
-    scale = np.float32(1 / 32768 if width == 2 else 1)
-    return _Raw(samples=(values.astype(np.float32) * scale).reshape(-1, pcm.channels), rate_hz=pcm.rate_hz)
+    return step
+
+
+def values_of(data: bytes | memoryview, encoding: Encoding) -> Samples:
+    """Raw samples as numbers [n], full scale 1."""
+    values = np.frombuffer(data, dtype="<i2" if encoding == "s16le" else "<f4")
+    return values.astype(np.float32) * np.float32(1 / 32768 if encoding == "s16le" else 1)
 
 
 def _from_file(data: bytes, limits: Limits) -> _Raw:
@@ -136,7 +152,7 @@ def _from_file(data: bytes, limits: Limits) -> _Raw:
 
 
 def _read_soundfile(file: soundfile.SoundFile, limits: Limits) -> _Raw:
-    _check_layout(file.samplerate, file.channels)
+    check_layout(file.samplerate, file.channels)
     promised = file.frames if 0 <= file.frames < 1 << 62 else None
     wanted = _frames_to_read(promised if promised is not None else 1 << 62, file.samplerate, limits)
     if promised is None:
@@ -173,19 +189,28 @@ def _from_container(data: bytes, limits: Limits) -> _Raw:
     try:
         # Tags are in whatever encoding their writer liked; they are not read, and must not be in the way.
         with av.open(io.BytesIO(data), mode="r", options=OPTIONS, metadata_errors="replace") as container:
-            if not container.streams.audio:
-                raise BadAudio(f"the file holds no audio stream: {REMEDY}")
-            if not isinstance(container.streams.audio[0].codec_context, av.AudioCodecContext):
-                raise BadAudio(f"the codec of the audio stream is unknown: {REMEDY}")
-            return _read_stream(container, container.streams.audio[0], limits)
+            return _read_stream(container, audio_stream(container), limits)
     except av.error.FFmpegError as error:
         raise BadAudio(f"the {len(data)} bytes are not audio that can be decoded: {REMEDY}") from error
 
 
+def audio_stream(container: InputContainer) -> AudioStream:
+    """The first audio stream.
+
+    Raises:
+        BadAudio: there is none, or nobody knows its codec.
+    """
+    if not container.streams.audio:
+        raise BadAudio(f"the file holds no audio stream: {REMEDY}")
+    if not isinstance(container.streams.audio[0].codec_context, av.AudioCodecContext):
+        raise BadAudio(f"the codec of the audio stream is unknown: {REMEDY}")
+    return container.streams.audio[0]
+
+
 def _read_stream(container: InputContainer, stream: AudioStream, limits: Limits) -> _Raw:
     rate_hz, channels = stream.rate or 0, stream.channels or 0
-    _check_layout(rate_hz, channels)
-    promised = _promised_frames(container, stream, rate_hz)
+    check_layout(rate_hz, channels)
+    promised = promised_frames(container, stream, rate_hz)
     wanted = _ceiling_frames(rate_hz, limits) if promised is None else _frames_to_read(promised, rate_hz, limits)
     # The promise is rounded: read on to a little past it, so that nothing real is lost and a lie is noticed.
     ceiling = max(wanted, _ceiling_frames(rate_hz, limits))
@@ -198,7 +223,7 @@ def _read_stream(container: InputContainer, stream: AudioStream, limits: Limits)
     return _Raw(samples=samples, rate_hz=rate_hz)
 
 
-def _promised_frames(container: InputContainer, stream: AudioStream, rate_hz: int) -> int | None:
+def promised_frames(container: InputContainer, stream: AudioStream, rate_hz: int) -> int | None:
     """Length of the stream by its header; the container's own length only where the audio is all that it holds."""
     if stream.duration and stream.time_base:
         return int(stream.duration * stream.time_base * rate_hz)
@@ -208,23 +233,39 @@ def _promised_frames(container: InputContainer, stream: AudioStream, rate_hz: in
 
 
 def _decode_stream(container: InputContainer, stream: AudioStream, ceiling: int) -> Samples:
-    resampler = av.AudioResampler(format="fltp", layout=stream.layout.name, rate=stream.rate)
     parts: list[Samples] = []
     count = 0
-    for frame in container.decode(stream):
-        try:
-            pieces = resampler.resample(frame)
-        except ValueError as error:
-            raise BadAudio(f"the audio changes its rate or its channels on the way: {REMEDY}") from error
-        for piece in pieces:
-            parts.append(piece.to_ndarray().T.astype(np.float32, copy=False))
-            count += len(parts[-1])
+    for piece in pieces(container, stream):
+        parts.append(piece)
+        count += len(piece)
         if count >= ceiling:
             break
     return np.concatenate(parts)[:ceiling] if parts else np.zeros((0, stream.channels), np.float32)
 
 
-def _check_layout(rate_hz: int, channels: int) -> None:
+def pieces(container: InputContainer, stream: AudioStream) -> Iterator[Samples]:
+    """Samples [n, channels] of a stream, packet by packet.
+
+    Raises:
+        BadAudio: it changes its layout on the way.
+        av.error.FFmpegError: it is damaged.
+    """
+    resampler = av.AudioResampler(format="fltp", layout=stream.layout.name, rate=stream.rate)
+    for frame in container.decode(stream):
+        try:
+            found = resampler.resample(frame)
+        except ValueError as error:
+            raise BadAudio(f"the audio changes its rate or its channels on the way: {REMEDY}") from error
+        for piece in found:
+            yield piece.to_ndarray().T.astype(np.float32, copy=False)
+
+
+def check_layout(rate_hz: int, channels: int) -> None:
+    """Refuses a rate or a number of channels that nobody records.
+
+    Raises:
+        BadAudio: out of range.
+    """
     if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
         raise BadAudio(f"a sample rate of {rate_hz} Hz is out of range: use {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz")
     if not 1 <= channels <= MAX_CHANNELS:
@@ -254,15 +295,15 @@ def _finish(raw: _Raw, rate_hz: int, limits: Limits) -> Clip:
     frames, channels = raw.samples.shape
     _frames_to_read(frames, raw.rate_hz, limits)
     if frames * 1000 < limits.min_duration_ms * raw.rate_hz:
-        raise BadAudio(
+        raise ShortAudio(
             f"the clip lasts {frames * 1000 / raw.rate_hz:.1f} ms, under the minimum of "
             f"{limits.min_duration_ms} ms: send a longer clip"
         )
-    _check_values(raw.samples)
+    check_values(raw.samples)
     mono = raw.samples.mean(axis=1, dtype=np.float32)
     peak = float(np.abs(mono).max())
     if peak < 10 ** (limits.silence_dbfs / 20):
-        raise BadAudio(f"the clip is silent: its peak stays under {limits.silence_dbfs:g} dBFS; send audible speech")
+        raise SilentAudio(f"the clip is silent: its peak stays under {limits.silence_dbfs:g} dBFS; send audible speech")
     samples = mono if raw.rate_hz == rate_hz else soxr.resample(mono, raw.rate_hz, rate_hz, quality="HQ")
     return Clip(
         samples=np.ascontiguousarray(samples, dtype=np.float32),
@@ -273,7 +314,12 @@ def _finish(raw: _Raw, rate_hz: int, limits: Limits) -> Clip:
     )
 
 
-def _check_values(samples: Samples) -> None:
+def check_values(samples: Samples) -> None:
+    """Refuses what is no sound.
+
+    Raises:
+        BadAudio: NaN, infinite, or numbers far beyond ±1.
+    """
     finite = np.isfinite(samples)
     if not finite.all():
         bad = int(finite.size - np.count_nonzero(finite))

@@ -6,6 +6,9 @@ Pure functions of bytes; formats that promise nothing (a streamed WAV with an op
 """
 
 import struct
+from mmap import mmap
+
+Data = bytes | mmap  # a file in memory, or mapped from a disk
 
 OPEN_SIZES = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000)  # what writers put where they do not know the length yet
 MP3_BITRATES_KBPS = {
@@ -16,7 +19,7 @@ MP3_RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 1
 OGG_END_OF_STREAM = 0x04
 
 
-def missing(data: bytes) -> str | None:
+def missing(data: Data) -> str | None:
     """What is missing from the end of `data`, in words; None when it is whole or its format does not tell."""
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         return _missing_from_wav(data)
@@ -31,7 +34,7 @@ def missing(data: bytes) -> str | None:
     return None
 
 
-def _missing_from_wav(data: bytes) -> str | None:
+def _missing_from_wav(data: Data) -> str | None:
     at = 12
     while at + 8 <= len(data):
         name, size = data[at : at + 4], struct.unpack_from("<I", data, at + 4)[0]
@@ -44,14 +47,14 @@ def _missing_from_wav(data: bytes) -> str | None:
     return "its header ends before any samples"
 
 
-def _missing_from_riff(data: bytes) -> str | None:
-    size = struct.unpack_from("<I", data.ljust(8, b"\0"), 4)[0]
+def _missing_from_riff(data: Data) -> str | None:
+    size = struct.unpack_from("<I", data[:8].ljust(8, b"\0"), 4)[0]
     if size in OPEN_SIZES or size + 8 <= len(data):
         return None
     return f"its header promises {size + 8} bytes and {len(data)} are there"
 
 
-def _missing_from_mp4(data: bytes) -> str | None:
+def _missing_from_mp4(data: Data) -> str | None:
     at = 0
     while at + 8 <= len(data):
         size = struct.unpack_from(">I", data, at)[0]
@@ -65,7 +68,7 @@ def _missing_from_mp4(data: bytes) -> str | None:
     return None
 
 
-def _missing_from_ogg(data: bytes) -> str | None:
+def _missing_from_ogg(data: Data) -> str | None:
     at, flags = 0, 0
     while at + 27 <= len(data) and data[at : at + 4] == b"OggS":
         flags, segments = data[at + 5], data[at + 26]
@@ -78,7 +81,7 @@ def _missing_from_ogg(data: bytes) -> str | None:
     return None
 
 
-def _missing_from_mp3(data: bytes) -> str | None:
+def _missing_from_mp3(data: Data) -> str | None:
     at = _after_id3(data)
     if at >= len(data):
         return "it ends inside its ID3 tag"
@@ -95,14 +98,14 @@ def _missing_from_mp3(data: bytes) -> str | None:
     return None
 
 
-def _after_id3(data: bytes) -> int:
+def _after_id3(data: Data) -> int:
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     a, b, c, d = (byte & 0x7F for byte in data[6:10])
     return 10 + (a << 21 | b << 14 | c << 7 | d)
 
 
-def _mp3_frame_bytes(data: bytes, at: int) -> int:
+def _mp3_frame_bytes(data: Data, at: int) -> int:
     """Length in bytes of the layer III frame that starts at `at`; 0 when none does."""
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2:

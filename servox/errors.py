@@ -2,7 +2,9 @@
 
     ServoxError
     ├── BadInput              the caller's data is wrong; sending it again changes nothing
-    │   ├── BadAudio          undecodable, empty, silent, not finite, too short
+    │   ├── BadAudio          undecodable, empty, not finite
+    │   │   ├── SilentAudio   audio whose peak stays under the level of silence
+    │   │   └── ShortAudio    audio too short to hear anything in
     │   ├── TooLarge          over a limit of bytes or duration
     │   ├── BadCorpus         a corpus folder, table or path that does not fit its card
     │   └── BadSetting        a flag, environment variable or file value out of range
@@ -40,6 +42,14 @@ class BadInput(ServoxError):
 
 class BadAudio(BadInput):
     """Audio that cannot be decoded or holds nothing to embed."""
+
+
+class SilentAudio(BadAudio):
+    """Audio that is silent."""
+
+
+class ShortAudio(BadAudio):
+    """Audio too short to embed."""
 
 
 class TooLarge(BadInput):

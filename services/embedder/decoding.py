@@ -19,7 +19,16 @@ from signal import SIGALRM, SIGKILL, Signals
 from typing import Literal, get_args
 
 from servox import audio
-from servox.errors import BadAudio, BadInput, DeadlineExpired, ServoxError, TooLarge, Unavailable
+from servox.errors import (
+    BadAudio,
+    BadInput,
+    DeadlineExpired,
+    ServoxError,
+    ShortAudio,
+    SilentAudio,
+    TooLarge,
+    Unavailable,
+)
 
 from .decode_process import Lost, Process, Refusal
 from .decode_worker import Decoded, Order, decode
@@ -32,6 +41,7 @@ SHORTEST_S = 0.1
 START_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # between tries to start a worker
 TRIES = 2  # of a clip whose worker was killed, which is seldom its own fault
 LEAVE_S = 0.5  # how long a worker may go on with a clip whose caller left
+REFUSALS: dict[str, type[BadInput]] = {cls.__name__: cls for cls in (TooLarge, SilentAudio, ShortAudio)}
 REMEDY = "convert it to wav or flac, or send it in parts"
 
 Reason = Literal["crashed", "killed", "memory", "time", "abandoned", "worn"]
@@ -202,7 +212,7 @@ class Decoder:
         if refusal.kind == "bug":
             log.error("the decoder fails", extra={"why": refusal.message})
             return BadAudio(f"the decoder fails on this clip ({refusal.message}): {REMEDY}")
-        return (TooLarge if refusal.kind == "TooLarge" else BadAudio)(refusal.message)
+        return REFUSALS.get(refusal.kind, BadAudio)(refusal.message)
 
     async def _let_finish(self, process: Process) -> None:
         """A caller left: the worker is soon done with its clip, or is replaced."""

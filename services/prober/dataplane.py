@@ -10,7 +10,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,20 +22,26 @@ from servox.errors import BadInput
 from servox.priors import softmax
 from servox.v1 import common_pb2, embedder_pb2
 
+from .answers import Recognition
 from .embedder import Embedder
 from .heads import TRAINING, AnyFloats, Floats, Head, Standardisation
 from .hosting import Hosted
 from .metrics import ProberMetrics
 from .posterior import Posterior, Prior
 from .progress import Event, Progress, Stopped
-from .recognizer import Recognition, Recognizer, Window
+from .recognizer import Answer, Limits, Recognizer
 from .registry import Entry, Registry
 from .settings import Settings
+from .sound import patient
+from .spool import spooled
 from .trainer import Order, Workshop, train
 from .vectors import Vectors
+from .voice import Voice
 from .windows import Grid, Samples
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +74,14 @@ class Dataplane:
         self._registry = Registry(settings.heads)
         self._vectors = Vectors(settings.cache_bytes)
         self._embedder = Embedder(settings)
-        self._recognizer = Recognizer(
-            self._embedder, metrics, max_duration_ms=settings.max_duration_ms, max_windows=settings.max_windows
+        limits = Limits(
+            clip_ms=settings.max_duration_ms,
+            file_ms=settings.max_file_ms,
+            windows=settings.max_windows,
+            in_flight=settings.windows_in_flight,
         )
+        voice = Voice(settings.vad) if settings.vad else None
+        self._recognizer = Recognizer(self._embedder, voice, metrics, limits)
         self._training = asyncio.Lock()
         self._hosted = Hosted(self._registry, settings.heads_in_memory)
 
@@ -144,7 +158,7 @@ class Dataplane:
         head.check_bundle(bundle)
         logits = await asyncio.to_thread(self._logits, head, source, variants or (TRAINING,))
         self._metrics.clips.labels("predict").inc(logits.shape[1])
-        probabilities = softmax(logits / np.float32(head.card.temperature)).astype(np.float32)
+        probabilities = softmax(head.card.scaling.apply(logits)).astype(np.float32)
         return Prediction(head=head, logits=logits, probabilities=probabilities)
 
     def _logits(self, head: Head, source: AnyFloats | Stored, variants: Sequence[Standardisation]) -> Floats:
@@ -169,20 +183,55 @@ class Dataplane:
         return Posterior(await self._head(name), prior)
 
     async def recognize(
-        self, sound: common_pb2.Audio, posterior: Posterior, *, window_ms: int = 0, hop_ms: int = 0
+        self,
+        sound: common_pb2.Audio,
+        posterior: Posterior,
+        *,
+        window_ms: int = 0,
+        hop_ms: int = 0,
+        every_window: bool = False,
     ) -> Recognition:
         """Emotions of one clip; see `Recognizer`."""
         if not window_ms:
             if hop_ms:
                 raise BadInput(f"hop_ms = {hop_ms} without window_ms: give both, or neither for the whole clip")
-            return await self._recognizer.clip(sound, posterior)
-        return await self._recognizer.windowed(sound, window_ms, hop_ms, posterior)
+            return await self._recognizer.clip(sound, posterior, every_window=every_window)
+        return await self._recognizer.windowed(sound, window_ms, hop_ms, posterior, every_window=every_window)
 
     def stream(
-        self, chunks: AsyncIterator[Samples], shape: Grid, posterior: Posterior
-    ) -> AsyncGenerator[tuple[Window, common_pb2.Bundle]]:
+        self,
+        chunks: AsyncIterator[Samples],
+        shape: Grid,
+        posterior: Posterior,
+        *,
+        next_window: int = 0,
+        every_window: bool = False,
+    ) -> AsyncGenerator[Answer]:
         """Emotions of live audio; see `Recognizer`."""
-        return self._recognizer.stream(chunks, shape, posterior)
+        return self._recognizer.stream(chunks, shape, posterior, next_window=next_window, every_window=every_window)
+
+    def file(
+        self,
+        path: Path,
+        window_ms: int,
+        hop_ms: int,
+        posterior: Posterior,
+        *,
+        next_window: int = 0,
+        every_window: bool = False,
+    ) -> AsyncGenerator[Answer]:
+        """Emotions of a file of any length, in constant memory; see `Recognizer`."""
+        return self._recognizer.file(
+            path, window_ms, hop_ms, posterior, next_window=next_window, every_window=every_window
+        )
+
+    def spooled(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[Path]:
+        """A file that comes in pieces, on disk for as long as the context lasts; see `spool`."""
+        return spooled(chunks, folder=self._settings.scratch, max_bytes=self._settings.max_file_bytes)
+
+    def patient(self, messages: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Messages of a live stream, unless it falls silent; see `sound.patient`."""
+        return patient(messages, self._settings.stream_idle_s)
 
     async def describe(self) -> embedder_pb2.DescribeResponse:
         """What the embedder runs and what it accepts; see `Embedder.describe`."""

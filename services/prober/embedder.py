@@ -1,22 +1,27 @@
 """The prober's side of the embedder: audio out, embeddings in, errors as the embedder meant them."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from servox.errors import BundleError, DeadlineExpired, Unavailable
+from servox.errors import BundleError, DeadlineExpired, ServoxError, ShortAudio, SilentAudio, Unavailable
+from servox.resending import Outcome, embed_all
 from servox.rpc import Tls, channel, translated
 from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc
-from servox.wire import array_from_proto, failure_from_proto
+from servox.wire import array_from_proto
 
+from .answers import Abstention
 from .card import Card
 from .heads import Floats
 from .settings import Settings
+from .voice import Heard
 from .windows import Cut
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +54,7 @@ class Embedder:
         self._stub: Any = embedder_pb2_grpc.EmbedderStub(self._channel)  # type: ignore[no-untyped-call]
         self._peer = f"embedder at {settings.embedder}"
         self._timeout_s = settings.embed_timeout_s
-        self._in_flight = settings.windows_in_flight
+        self._max_message_bytes = settings.max_message_bytes
 
     async def describe(self) -> embedder_pb2.DescribeResponse:
         """What it runs and what it accepts.
@@ -62,14 +67,6 @@ class Embedder:
                 embedder_pb2.DescribeRequest(), timeout=self._timeout_s
             )
         return answer
-
-    async def rate_hz(self) -> int:
-        """The rate that its backbone hears.
-
-        Raises:
-            Unavailable: it does not answer.
-        """
-        return int((await self.describe()).rate_hz)
 
     async def answer(self, request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
         """One clip, as the embedder itself answers it.
@@ -91,27 +88,54 @@ class Embedder:
             reply = await self._stub.Embed(_request(audio, card), timeout=self._timeout_s)
         return _embedded(reply, card)
 
-    async def windows(self, cuts: AsyncIterator[Cut], rate_hz: int, card: Card) -> AsyncGenerator[tuple[Cut, Embedded]]:
-        """Windows in their order, embedded as they come; some are under way at a time, none is waited for needlessly.
+    async def windows(
+        self, heard: AsyncIterator[Heard], rate_hz: int, card: Card, *, in_flight: int, streams: int
+    ) -> AsyncGenerator[tuple[Heard, Embedded | None]]:
+        """Windows in their order, embedded as they come; those that abstain, or turn out to, have no embedding.
+
+        What a full or restarting embedder does not answer is sent again; see `servox.resending`.
+
+        Args:
+            heard: drawn from only as answers are taken: what nobody reads is not asked for.
+            rate_hz: of the samples.
+            card: of the head that is to read the embeddings.
+            in_flight: most windows drawn and not yielded.
+            streams: over how many streams, and so replicas, they are spread.
 
         Raises:
-            ServoxError: what `cuts` raised, or what the embedder says of a window.
+            ServoxError: what `heard` raised, after the windows before it; what the embedder says of a window.
+            Unavailable: the embedder stays away, or is silent for longer than the longest wait.
         """
-        sending = _Sending(cuts, rate_hz, card, self._in_flight)
-        ready: dict[int, Embedded] = {}
-        with translated(self._peer):
-            call = self._stub.EmbedStream(sending.requests())
-            try:
-                async for reply in call:
-                    if reply.WhichOneof("result") == "failure":
-                        raise failure_from_proto(reply.failure)
-                    ready[int(reply.id)] = _embedded(reply.response, card)
-                    for cut in sending.answered(ready):
-                        yield cut, ready.pop(cut.index)
-            finally:
-                call.cancel()
-        if sending.error is not None:
-            raise sending.error
+        line = _Line(heard, rate_hz, card, in_flight)
+        sent = embed_all(
+            self._stub,
+            line.requests(),
+            in_flight=in_flight,
+            max_message_bytes=self._max_message_bytes,
+            streams=streams,
+        )
+        working = asyncio.create_task(line.settle(sent))
+        try:
+            while (turn := await self._soonest(line.next(), working, None)) is not None:
+                outcome = await self._soonest(turn.answer, working, self._timeout_s)
+                yield _turned(turn.heard, outcome, card)
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    async def _soonest(self, coming: "asyncio.Future[T]", working: "asyncio.Task[None]", timeout_s: float | None) -> T:
+        """What is coming, unless the work that brings it has failed, or takes too long."""
+        try:
+            both: set[asyncio.Future[Any]] = {coming, working}
+            await asyncio.wait(both, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done() and working.done():
+                working.result()
+                return await coming  # all is answered: it is there in a moment
+            if not coming.done():
+                raise Unavailable(f"{self._peer} did not answer within {timeout_s:g} s: see that it runs and is ready")
+            return coming.result()
+        finally:
+            coming.cancel()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -129,31 +153,68 @@ class Embedder:
         await self._channel.close()
 
 
-class _Sending:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Turn:
+    """A window whose turn comes, and what will be known of it then; None where nobody is asked."""
+
+    heard: Heard
+    answer: "asyncio.Future[Outcome | None]"
+
+
+class _Line:
     """Windows on their way: at most so many at a time, answered in order."""
 
-    def __init__(self, cuts: AsyncIterator[Cut], rate_hz: int, card: Card, in_flight: int) -> None:
-        self._cuts, self._rate_hz, self._card = cuts, rate_hz, card
-        self._slots = asyncio.Semaphore(in_flight)
-        self._waiting: list[Cut] = []
-        self.error: Exception | None = None
+    def __init__(self, heard: AsyncIterator[Heard], rate_hz: int, card: Card, in_flight: int) -> None:
+        self._heard, self._rate_hz, self._card = heard, rate_hz, card
+        self._turns: asyncio.Queue[_Turn | Exception | None] = asyncio.Queue(in_flight)
+        self._asked: dict[str, asyncio.Future[Outcome | None]] = {}
 
-    async def requests(self) -> AsyncIterator[embedder_pb2.EmbedStreamRequest]:
-        """One request a window. gRPC would swallow an error that is raised here, so it is kept for the reader."""
+    async def requests(self) -> AsyncIterator[tuple[str, embedder_pb2.EmbedRequest]]:
+        """Requests for the windows that need one. An error takes its turn like a window, after those before it."""
+        loop = asyncio.get_running_loop()
         try:
-            async for cut in self._cuts:
-                await self._slots.acquire()
-                self._waiting.append(cut)
-                request = _request(pcm_of(cut, self._rate_hz), self._card)
-                yield embedder_pb2.EmbedStreamRequest(id=str(cut.index), request=request)
+            async for each in self._heard:
+                turn = _Turn(heard=each, answer=loop.create_future())
+                await self._turns.put(turn)
+                if each.abstention:
+                    turn.answer.set_result(None)
+                    continue
+                name = str(each.cut.index)
+                self._asked[name] = turn.answer
+                yield name, _request(pcm_of(each.cut, self._rate_hz), self._card)
         except Exception as error:  # noqa: BLE001 -- raised again where the answers are read
-            self.error = error
+            await self._turns.put(error)
+        else:
+            await self._turns.put(None)
 
-    def answered(self, ready: dict[int, Embedded]) -> Iterable[Cut]:
-        """Windows whose turn it is."""
-        while self._waiting and self._waiting[0].index in ready:
-            self._slots.release()
-            yield self._waiting.pop(0)
+    async def settle(self, answers: AsyncGenerator[tuple[str, Outcome]]) -> None:
+        """Hands answers to those who wait for them."""
+        async with aclosing(answers):
+            async for name, outcome in answers:
+                self._asked.pop(name).set_result(outcome)
+
+    def next(self) -> "asyncio.Task[_Turn | None]":
+        """Whose turn it is; None at the end."""
+        return asyncio.create_task(self._next())
+
+    async def _next(self) -> _Turn | None:
+        turn = await self._turns.get()
+        if isinstance(turn, Exception):
+            raise turn
+        return turn
+
+
+def _turned(heard: Heard, outcome: Outcome | None, card: Card) -> tuple[Heard, Embedded | None]:
+    if isinstance(outcome, SilentAudio | ShortAudio):
+        return replace(heard, abstention=abstention_of(outcome)), None
+    if isinstance(outcome, ServoxError):
+        raise outcome
+    return heard, None if outcome is None else _embedded(outcome, card)
+
+
+def abstention_of(error: SilentAudio | ShortAudio) -> Abstention:
+    """Why audio that the embedder hears nothing in has no answer."""
+    return "silence" if isinstance(error, SilentAudio) else "too_short"
 
 
 def pcm_of(cut: Cut, rate_hz: int) -> common_pb2.Audio:

@@ -8,12 +8,12 @@ from servox.errors import BadInput
 from servox.v1 import common_pb2, prober_pb2
 from servox.wire import array_from_proto, array_to_proto, failure_to_proto
 
+from .answers import Abstention, Recognition, Window
 from .card import Card, Kind
 from .dataplane import Prediction, Stored
 from .heads import AnyFloats, Head, Standardisation
 from .posterior import Prior, PriorKind
 from .progress import Event, Failed, Progress
-from .recognizer import Recognition, Window
 from .registry import Entry
 from .specs import Spec, settings_of
 from .trainer import Order
@@ -34,6 +34,12 @@ _WIRE_PRIORS = {
     "train": prober_pb2.Prior.KIND_TRAIN,
     "uniform": prober_pb2.Prior.KIND_UNIFORM,
     "explicit": prober_pb2.Prior.KIND_EXPLICIT,
+}
+_ABSTENTIONS: dict[Abstention | None, prober_pb2.Abstention] = {
+    None: prober_pb2.ABSTENTION_UNSPECIFIED,
+    "silence": prober_pb2.ABSTENTION_SILENCE,
+    "too_short": prober_pb2.ABSTENTION_TOO_SHORT,
+    "out_of_distribution": prober_pb2.ABSTENTION_OUT_OF_DISTRIBUTION,
 }
 
 
@@ -117,6 +123,7 @@ def prediction_to_proto(prediction: Prediction) -> prober_pb2.PredictResponse:
         classes=card.classes,
         logits=array_to_proto(prediction.logits),
         temperature=card.temperature,
+        bias=card.bias,
         probabilities=array_to_proto(prediction.probabilities),
     )
 
@@ -142,17 +149,20 @@ def prior_to_proto(kind: PriorKind, values: dict[str, float]) -> prober_pb2.Prio
 
 def window_to_proto(window: Window, classes: tuple[str, ...]) -> prober_pb2.Window:
     """One window, its classes in the head's order."""
-    best = int(window.probabilities.argmax())
-    return prober_pb2.Window(
+    shown = prober_pb2.Window(
+        index=window.index,
         start_ms=window.start_ms,
         end_ms=window.end_ms,
-        label=classes[best],
-        confidence=float(window.probabilities[best]),
-        probabilities=[
-            prober_pb2.ClassProbability(label=label, probability=float(value))
-            for label, value in zip(classes, window.probabilities, strict=True)
-        ],
+        abstention=_ABSTENTIONS[window.abstention],
+        speech=window.speech,
+        novelty=window.novelty,
     )
+    if window.probabilities is not None:
+        best = int(window.probabilities.argmax())
+        shown.label, shown.confidence = classes[best], float(window.probabilities[best])
+        for label, value in zip(classes, window.probabilities, strict=True):
+            shown.probabilities.add(label=label, probability=float(value))
+    return shown
 
 
 def recognition_to_proto(recognition: Recognition, head: Head, prior: prober_pb2.Prior) -> prober_pb2.RecognizeResponse:

@@ -9,6 +9,7 @@ from servox.errors import ServoxError
 from servox.telemetry import Metrics
 
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_HTTP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 _TRAIN_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -51,9 +52,33 @@ class ProberMetrics:
             ["method"],
             registry=registry,
         )
-        self.silent_windows = Counter(
-            "servox_prober_silent_windows", "Windows left out because they hold no sound.", registry=registry
+        self.abstentions = Counter(
+            "servox_prober_abstentions",
+            "Windows that abstained, by reason: silence, too_short, out_of_distribution.",
+            ["reason"],
+            registry=registry,
         )
+
+        self.http_requests = Counter(
+            "servox_prober_http_requests",
+            "HTTP requests by route, method and status; 499 is a caller who left. Streams by the code of their close.",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+        self.http_seconds = Histogram(
+            "servox_prober_http_seconds",
+            "Wall time of an HTTP request from its headers to the end of its answer, by route; streams are left out.",
+            ["route"],
+            buckets=_HTTP_BUCKETS,
+            registry=registry,
+        )
+        self.http_under_way = Gauge(
+            "servox_prober_http_under_way",
+            "HTTP requests that hold audio and streams of the WebSocket at this moment, by kind: request, stream.",
+            ["kind"],
+            registry=registry,
+        )
+        self.registry = registry
 
     @contextmanager
     def call(self, method: str) -> Iterator[None]:
@@ -64,6 +89,8 @@ class ProberMetrics:
             outcome = "ok"
         except ServoxError as error:
             outcome = type(error).__name__
+            raise
+        except ConnectionAbortedError:  # the caller left
             raise
         except Exception:
             outcome = "crash"

@@ -13,6 +13,7 @@ from servox.priors import adjust, class_prior, softmax
 from .card import Card
 from .embedder import Embedded
 from .heads import Head
+from .novelty import distances
 
 Array = npt.NDArray[np.float64]
 
@@ -57,8 +58,16 @@ class Posterior:
             BadInput: an embedding of another width.
         """
         self.head.check_bundle(embedded.bundle.digest)
-        logits = self.head.logits(embedded.values)[0] / self.head.card.temperature
+        logits = self.head.card.scaling.apply(self.head.logits(embedded.values)[0])
         return softmax(adjust(logits, train=self._train, target=self._target))
+
+    def novelty(self, embedded: Embedded) -> float | None:
+        """Distance to the training features over the head's limit; None where the head has none."""
+        limit, weights = self.head.card.novelty_limit, self.head.weights
+        if limit is None or "mean" not in weights:
+            return None
+        z = (embedded.values - weights["mean"]) / weights["std"]
+        return float(distances(z)[0]) / limit
 
 
 def _priors(card: Card, prior: Prior) -> tuple[Array | None, Array | None]:

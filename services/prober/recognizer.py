@@ -1,48 +1,56 @@
 """Audio to emotions: ask the embedder, apply a head, assume a prior, and say what was used.
 
 - Probabilities are softmax(logits / temperature) after the prior is adjusted (see `servox.priors`).
-- A window that holds no sound (peak under -80 dBFS) says nothing of emotion: it is left out of the answer. Any other
-  window that cannot be embedded ends the call with the embedder's own error.
-- Whole clips go to the embedder as they came; only windows are decoded here.
+- A window without speech, or too short, or unlike all that the head was trained on, abstains: it is in the answer, with
+  the reason. Any other window that cannot be embedded ends the call with the embedder's own error.
+- Whole clips go to the embedder as they came. Windows are cut here, at the audio's own rate and by the same code for
+  uploads, files and streams, and the embedder resamples each by itself: so the same audio gives the same numbers.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from servox import audio
-from servox.errors import BadAudio, TooLarge
+from servox import containers
+from servox.blocks import Reader, open_audio
+from servox.errors import BadAudio, ShortAudio, SilentAudio, TooLarge
 from servox.v1 import common_pb2
 
-from .embedder import Embedded, Embedder
+from .answers import Recognition, Window, overall
+from .embedder import Embedded, Embedder, abstention_of
 from .metrics import ProberMetrics
-from .posterior import Array, Posterior
-from .sound import audible, live, once, pcm_from_proto
-from .windows import Grid, Samples, cuts, grid
+from .posterior import Posterior
+from .sound import live, pcm_from_proto, stored
+from .voice import Heard, Voice, heard, level
+from .windows import MIN_WINDOW_MS, Cut, Grid, Samples, check_next_window, grid
+
+Answer = tuple[Window, common_pb2.Bundle]
+
+NOTHING: Samples = np.empty(0, dtype=np.float32)
+IN_FLIGHT_BYTES = 32 << 20  # of one call's windows: long windows at high rates are megabytes each
+BULK_STREAMS = 4  # to the embedder, for files; a live stream has one window at a time to send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """Probabilities [K] of one stretch of audio, in the order of the head's classes."""
+class Limits:
+    """What one call may ask for.
 
-    start_ms: int
-    end_ms: int
-    probabilities: Array
+    Attributes:
+        clip_ms: longest audio of a message that is cut into windows.
+        file_ms: longest file.
+        windows: most windows of one message.
+        in_flight: most windows of one call that are with the embedder.
+    """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recognition:
-    """Windows of one clip and their mean, weighted by length; what made them; microseconds by stage."""
-
-    overall: Window
-    windows: Sequence[Window]
-    bundle: common_pb2.Bundle
-    prior: Mapping[str, float]
-    timings: common_pb2.Timings
+    clip_ms: int
+    file_ms: int
+    windows: int
+    in_flight: int
 
 
 class Recognizer:
@@ -50,98 +58,204 @@ class Recognizer:
 
     Args:
         embedder: asked for embeddings.
+        voice: tells speech; None where only the level counts.
         metrics: stage times and counts.
-        max_duration_ms: of audio that is cut into windows.
-        max_windows: of one clip.
+        limits: of one call.
     """
 
-    def __init__(self, embedder: Embedder, metrics: ProberMetrics, *, max_duration_ms: int, max_windows: int) -> None:
+    def __init__(self, embedder: Embedder, voice: Voice | None, metrics: ProberMetrics, limits: Limits) -> None:
         self._embedder = embedder
+        self._voice = voice
         self._metrics = metrics
-        self._max_duration_ms = max_duration_ms
-        self._max_windows = max_windows
+        self._limits = limits
 
-    async def clip(self, sound: common_pb2.Audio, posterior: Posterior) -> Recognition:
+    async def clip(self, sound: common_pb2.Audio, posterior: Posterior, *, every_window: bool) -> Recognition:
         """The whole clip as one window.
 
         Raises:
             ServoxError: what the embedder says of the audio; HeadMismatch; Unavailable.
         """
         started = time.perf_counter()
-        embedded = await self._embedder.embed(sound, posterior.head.card)
-        window = self._window(0, embedded.duration_ms, embedded, posterior)
-        timings = common_pb2.Timings()
-        timings.CopyFrom(embedded.timings)
+        each = await self._listen(sound, every_window) if self._voice else None
+        embedded = None
+        if each is None or each.abstention is None:
+            each, embedded = await self._embed(sound, posterior, each, every_window)
+        bundle = embedded.bundle if embedded else await self._bundle(posterior)
+        window, timings = self._window(each, embedded, posterior), common_pb2.Timings()
+        if embedded:
+            timings.CopyFrom(embedded.timings)
         timings.total_us = self._took("total", started)
-        return Recognition(
-            overall=window, windows=[window], bundle=embedded.bundle, prior=posterior.prior, timings=timings
-        )
+        return Recognition(overall=window, windows=[window], bundle=bundle, prior=posterior.prior, timings=timings)
 
-    async def windowed(self, sound: common_pb2.Audio, window_ms: int, hop_ms: int, posterior: Posterior) -> Recognition:
+    async def windowed(
+        self, sound: common_pb2.Audio, window_ms: int, hop_ms: int, posterior: Posterior, *, every_window: bool
+    ) -> Recognition:
         """Windows of a clip.
 
         Raises:
-            BadAudio: the audio cannot be decoded, or every window is silent.
+            BadAudio: the audio cannot be decoded.
             TooLarge: over a limit of duration or windows.
             ServoxError: what the embedder says of a window; HeadMismatch; Unavailable.
         """
         started = time.perf_counter()
-        decoded, shape = await self._decode(sound, window_ms, hop_ms)
-        decode_us = self._took("decode", started)
         windows, timings, bundle = list[Window](), common_pb2.Timings(), common_pb2.Bundle()
-        answers = self._embedder.windows(
-            once(audible(cuts(decoded, shape), self._metrics)), shape.rate_hz, posterior.head.card
-        )
-        async with aclosing(answers):
-            async for cut, embedded in answers:
-                windows.append(self._window(cut.start_ms, cut.end_ms, embedded, posterior))
-                timings.queue_us += embedded.timings.queue_us
-                timings.inference_us += embedded.timings.inference_us
-                bundle = embedded.bundle
-        if not windows:
-            raise BadAudio("every window of the audio is silent: send audible speech")
-        timings.decode_us, timings.total_us = decode_us, self._took("total", started)
+        async with _opened(sound, self._limits.clip_ms) as reader:
+            shape = grid(window_ms, hop_ms, reader.rate_hz)
+            self._check_count(reader, shape)
+            answers = self._answers(stored(reader, shape), shape, posterior, every_window=every_window, bulk=True)
+            async with aclosing(answers):
+                async for window, made_by, embedded in answers:
+                    windows.append(window)
+                    bundle = made_by
+                    if embedded:
+                        timings.queue_us += embedded.timings.queue_us
+                        timings.inference_us += embedded.timings.inference_us
+            timings.decode_us = int(reader.spent_s * 1e6)
+        self._metrics.stage_seconds.labels("decode").observe(timings.decode_us / 1e6)
+        timings.total_us = self._took("total", started)
         return Recognition(
             overall=overall(windows), windows=windows, bundle=bundle, prior=posterior.prior, timings=timings
         )
 
     async def stream(
-        self, chunks: AsyncIterator[Samples], shape: Grid, posterior: Posterior
-    ) -> AsyncGenerator[tuple[Window, common_pb2.Bundle]]:
+        self,
+        chunks: AsyncIterator[Samples],
+        shape: Grid,
+        posterior: Posterior,
+        *,
+        next_window: int,
+        every_window: bool,
+    ) -> AsyncGenerator[Answer]:
         """Windows of live audio, each as soon as it is whole; the same as `windowed` gives for the same samples.
+
+        Args:
+            chunks: samples at the grid's rate; from where window `next_window` - 1 begins, if that is not the first.
+            shape: the grid.
+            posterior: the head and its prior.
+            next_window: number of the first window to answer.
+            every_window: answer windows without speech too.
 
         Raises:
             ServoxError: what `chunks` raised, or what the embedder says of a window.
         """
-        answers = self._embedder.windows(live(chunks, shape, self._metrics), shape.rate_hz, posterior.head.card)
+        cuts = live(chunks, shape, next_window)
+        answers = self._answers(cuts, shape, posterior, every_window=every_window, bulk=False)
         async with aclosing(answers):
-            async for cut, embedded in answers:
-                yield self._window(cut.start_ms, cut.end_ms, embedded, posterior), embedded.bundle
+            async for window, bundle, _ in answers:
+                yield window, bundle
 
-    async def _decode(self, sound: common_pb2.Audio, window_ms: int, hop_ms: int) -> tuple[Samples, Grid]:
-        limits = audio.Limits(max_duration_ms=self._max_duration_ms)
-        if sound.WhichOneof("source") == "pcm":
-            # At its own rate, as a stream has it: the embedder resamples.
-            data: bytes | audio.Pcm = pcm_from_proto(sound.pcm)
-            rate_hz = sound.pcm.rate_hz
-        else:
-            data, rate_hz = sound.container, await self._embedder.rate_hz()
-        shape = grid(window_ms, hop_ms, rate_hz)
-        clip = await asyncio.to_thread(audio.decode, data, rate_hz, limits)
-        count = clip.duration_ms // shape.hop_ms
-        if count > self._max_windows:
+    async def file(
+        self,
+        path: Path,
+        window_ms: int,
+        hop_ms: int,
+        posterior: Posterior,
+        *,
+        next_window: int,
+        every_window: bool,
+    ) -> AsyncGenerator[Answer]:
+        """Windows of a file of any length, in constant memory; the same as `windowed` gives for the same audio.
+
+        Args:
+            path: of the file.
+            window_ms: length of a window.
+            hop_ms: from one to the next; 0 for the length.
+            posterior: the head and its prior.
+            next_window: number of the first window to answer.
+            every_window: answer windows without speech too.
+
+        Raises:
+            BadInput: lengths out of range, a file that cannot be opened.
+            BadAudio: damaged or truncated audio, after the windows before the damage.
+            TooLarge: longer than the limit.
+            ServoxError: what the embedder says of a window; HeadMismatch; Unavailable.
+        """
+        check_next_window(next_window)
+        async with _opened(path, self._limits.file_ms) as reader:
+            shape = grid(window_ms, hop_ms, reader.rate_hz)
+            cuts = stored(reader, shape, next_window)
+            answers = self._answers(cuts, shape, posterior, every_window=every_window, bulk=True)
+            async with aclosing(answers):
+                async for window, bundle, _ in answers:
+                    yield window, bundle
+
+    async def _answers(
+        self, cuts: AsyncIterator[Cut], shape: Grid, posterior: Posterior, *, every_window: bool, bulk: bool
+    ) -> AsyncGenerator[tuple[Window, common_pb2.Bundle, Embedded | None]]:
+        bundle = await self._bundle(posterior)
+        fits = IN_FLIGHT_BYTES // (4 * shape.window + 1)
+        answers = self._embedder.windows(
+            self._heard(cuts, shape.rate_hz, every_window),
+            shape.rate_hz,
+            posterior.head.card,
+            in_flight=max(2, min(self._limits.in_flight, fits)),
+            streams=BULK_STREAMS if bulk else 1,
+        )
+        async with aclosing(answers):
+            async for each, embedded in answers:
+                bundle = embedded.bundle if embedded else bundle
+                yield self._window(each, embedded, posterior), bundle, embedded
+
+    async def _heard(self, cuts: AsyncIterator[Cut], rate_hz: int, every_window: bool) -> AsyncIterator[Heard]:
+        async for cut in cuts:
+            if self._voice is None:  # the level alone: a thread would cost more
+                yield heard(cut, rate_hz, None, every_window=every_window)
+            else:
+                yield await asyncio.to_thread(heard, cut, rate_hz, self._voice, every_window=every_window)
+
+    async def _bundle(self, posterior: Posterior) -> common_pb2.Bundle:
+        """What the embedder runs; a head that does not fit it is refused before anything is sent."""
+        bundle = (await self._embedder.describe()).bundle
+        posterior.head.check_bundle(bundle.digest)
+        return bundle
+
+    async def _listen(self, sound: common_pb2.Audio, every_window: bool) -> Heard:
+        cut, rate_hz = await asyncio.to_thread(_whole, sound, self._limits.clip_ms)
+        return await asyncio.to_thread(heard, cut, rate_hz, self._voice, every_window=every_window)
+
+    async def _embed(
+        self, sound: common_pb2.Audio, posterior: Posterior, each: Heard | None, every_window: bool
+    ) -> tuple[Heard, Embedded | None]:
+        """A clip and what the embedder makes of it; None where it is silent or too short for that."""
+        try:
+            embedded = await self._embedder.embed(sound, posterior.head.card)
+        except (SilentAudio, ShortAudio) as error:
+            cut, _ = await asyncio.to_thread(_whole, sound, self._limits.clip_ms)
+            return replace(level(cut, speaks=self._voice is not None), abstention=abstention_of(error)), None
+        if each is None:
+            cut = Cut(index=0, start_ms=0, end_ms=embedded.duration_ms, samples=NOTHING)
+            short = embedded.duration_ms < MIN_WINDOW_MS and not every_window
+            each = Heard(cut=cut, abstention="too_short" if short else None, speech=None)
+        return each, embedded
+
+    def _check_count(self, reader: Reader, shape: Grid) -> None:
+        count = (reader.promised_ms or 0) // shape.hop_ms
+        if count > self._limits.windows:
             raise TooLarge(
-                f"{clip.duration_ms} ms in steps of {shape.hop_ms} ms are {count} windows, over the limit of "
-                f"{self._max_windows}: take a longer hop_ms or shorter audio"
+                f"{reader.promised_ms} ms in steps of {shape.hop_ms} ms are {count} windows, over the limit of "
+                f"{self._limits.windows}: take a longer hop_ms or shorter audio"
             )
-        return clip.samples, shape
 
-    def _window(self, start_ms: int, end_ms: int, embedded: Embedded, posterior: Posterior) -> Window:
+    def _window(self, each: Heard, embedded: Embedded | None, posterior: Posterior) -> Window:
         started = time.perf_counter()
-        probabilities = posterior.probabilities(embedded)
-        self._took("head", started)
-        self._metrics.clips.labels("recognize").inc()
-        return Window(start_ms=start_ms, end_ms=end_ms, probabilities=probabilities)
+        probabilities = novelty = None
+        reason = each.abstention
+        if embedded and not reason:
+            probabilities, novelty = posterior.probabilities(embedded), posterior.novelty(embedded)
+            reason = "out_of_distribution" if novelty is not None and novelty > 1 else None
+            self._took("head", started)
+            self._metrics.clips.labels("recognize").inc()
+        if reason:
+            self._metrics.abstentions.labels(reason).inc()
+        return Window(
+            index=each.cut.index,
+            start_ms=each.cut.start_ms,
+            end_ms=each.cut.end_ms,
+            probabilities=probabilities,
+            abstention=reason,
+            speech=each.speech,
+            novelty=novelty,
+        )
 
     def _took(self, stage: str, started: float) -> int:
         elapsed_s = time.perf_counter() - started
@@ -149,12 +263,32 @@ class Recognizer:
         return int(elapsed_s * 1e6)
 
 
-def overall(windows: Sequence[Window]) -> Window:
-    """Mean of the windows' probabilities, weighted by their length."""
-    lengths = np.array([max(1, window.end_ms - window.start_ms) for window in windows], dtype=np.float64)
-    mean = np.average([window.probabilities for window in windows], axis=0, weights=lengths)
-    return Window(
-        start_ms=min(window.start_ms for window in windows),
-        end_ms=max(window.end_ms for window in windows),
-        probabilities=mean / mean.sum(),
-    )
+@asynccontextmanager
+async def _opened(source: Path | common_pb2.Audio, max_duration_ms: int) -> AsyncIterator[Reader]:
+    """A reader that is closed in a thread: it may have to wait there for the block at hand."""
+    reader = await asyncio.to_thread(_reader, source, max_duration_ms)
+    try:
+        yield reader
+    finally:
+        await asyncio.shield(asyncio.to_thread(reader.close))
+
+
+def _reader(source: Path | common_pb2.Audio, max_duration_ms: int) -> Reader:
+    if isinstance(source, Path):
+        return open_audio(source, max_duration_ms=max_duration_ms)
+    if source.WhichOneof("source") == "pcm":
+        return open_audio(pcm_from_proto(source.pcm), max_duration_ms=max_duration_ms)
+    # What is not all there is refused before it costs anything; of a long file the part before the damage is answered.
+    if lack := containers.missing(source.container):
+        raise BadAudio(f"the audio is truncated: {lack}; send the whole file")
+    return open_audio(source.container, max_duration_ms=max_duration_ms)
+
+
+def _whole(sound: common_pb2.Audio, max_duration_ms: int) -> tuple[Cut, int]:
+    """A clip as one window, and its rate."""
+    blocks = list[Samples]()
+    with _reader(sound, max_duration_ms) as reader:
+        while (block := reader.read()) is not None:
+            blocks.append(block)
+        samples = np.concatenate(blocks)
+        return Cut(index=0, start_ms=0, end_ms=reader.position_ms, samples=samples), reader.rate_hz

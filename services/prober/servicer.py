@@ -1,7 +1,7 @@
 """gRPC adapters over the dataplane."""
 # ruff: noqa: ARG002, N802 -- gRPC names the methods and their arguments
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -15,10 +15,13 @@ from . import messages
 from .dataplane import Dataplane
 from .metrics import ProberMetrics
 from .posterior import Posterior
+from .recognizer import Answer
 from .sound import Chunks, encoding_of
-from .windows import Samples, grid
+from .windows import Samples, check_next_window, grid
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Requests = AsyncIterator[prober_pb2.RecognizeStreamRequest]
+Answers = AsyncGenerator[Answer]
 
 
 class ProberServicer(prober_pb2_grpc.ProberServicer):
@@ -58,24 +61,59 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
         """Emotions of one clip."""
         with self._metrics.call("Recognize"):
             posterior, used = await self._posterior(request.config)
-            window_ms, hop_ms = request.config.window_ms, request.config.hop_ms
-            recognition = await self._dataplane.recognize(request.audio, posterior, window_ms=window_ms, hop_ms=hop_ms)
+            recognition = await self._dataplane.recognize(
+                request.audio,
+                posterior,
+                window_ms=request.config.window_ms,
+                hop_ms=request.config.hop_ms,
+                every_window=request.config.every_window,
+            )
             return messages.recognition_to_proto(recognition, posterior.head, used)
 
     async def RecognizeStream(
         self, request_iterator: AsyncIterator[prober_pb2.RecognizeStreamRequest], context: Context
     ) -> AsyncIterator[prober_pb2.RecognizeStreamResponse]:
-        """Emotions of live audio."""
+        """Emotions of live audio, or of a file that comes in pieces."""
         with self._metrics.call("RecognizeStream"):
-            config = await _config(request_iterator)
+            requests = self._dataplane.patient(aiter(request_iterator))
+            config = await _config(requests)
             posterior, used = await self._posterior(config.recognize)
-            shape = grid(config.recognize.window_ms, config.recognize.hop_ms, config.rate_hz)
-            chunks = _samples(request_iterator, Chunks(encoding_of(config.format), config.channels or 1))
             head, classes = messages.head_to_proto(posterior.head), posterior.head.card.classes
-            async with aclosing(self._dataplane.stream(chunks, shape, posterior)) as windows:
+            answers = self._file if config.container else self._live
+            async with aclosing(answers(config, requests, posterior)) as windows:
                 async for window, bundle in windows:
                     shown = messages.window_to_proto(window, classes)
                     yield prober_pb2.RecognizeStreamResponse(window=shown, head=head, bundle=bundle, prior=used)
+
+    async def _live(self, config: prober_pb2.StreamConfig, requests: Requests, posterior: Posterior) -> Answers:
+        shape = grid(config.recognize.window_ms, config.recognize.hop_ms, config.rate_hz)
+        chunks = Chunks(encoding_of(config.format), config.channels or 1)
+        windows = self._dataplane.stream(
+            _samples(requests, chunks),
+            shape,
+            posterior,
+            next_window=config.next_window,
+            every_window=config.recognize.every_window,
+        )
+        async with aclosing(windows):
+            async for each in windows:
+                yield each
+
+    async def _file(self, config: prober_pb2.StreamConfig, requests: Requests, posterior: Posterior) -> Answers:
+        asked = config.recognize
+        grid(asked.window_ms, asked.hop_ms, MAX_RATE_HZ)  # lengths are refused before the file is sent
+        async with self._dataplane.spooled(_chunks(requests)) as path:
+            windows = self._dataplane.file(
+                path,
+                asked.window_ms,
+                asked.hop_ms,
+                posterior,
+                next_window=config.next_window,
+                every_window=asked.every_window,
+            )
+            async with aclosing(windows):
+                async for each in windows:
+                    yield each
 
     async def ListHeads(self, request: prober_pb2.ListHeadsRequest, context: Context) -> prober_pb2.ListHeadsResponse:
         """Heads by the beginning of their names."""
@@ -102,11 +140,16 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
         return posterior, messages.prior_to_proto(prior.kind, posterior.prior)
 
 
-async def _config(requests: AsyncIterator[prober_pb2.RecognizeStreamRequest]) -> prober_pb2.StreamConfig:
-    first = await anext(aiter(requests), None)
+async def _config(requests: Requests) -> prober_pb2.StreamConfig:
+    first = await anext(requests, None)
     if first is None or first.WhichOneof("message") != "config":
         raise BadInput("the stream began without a config: send one first, then chunks")
     config = first.config
+    check_next_window(config.next_window)
+    if config.container:
+        if config.rate_hz or config.channels or config.format:
+            raise BadInput("container = true: the file tells rate_hz, channels and format; leave them out")
+        return config
     if not MIN_RATE_HZ <= config.rate_hz <= MAX_RATE_HZ:
         raise BadInput(f"rate_hz = {config.rate_hz}: give {MIN_RATE_HZ} to {MAX_RATE_HZ}")
     if not 0 <= config.channels <= MAX_CHANNELS:
@@ -114,11 +157,14 @@ async def _config(requests: AsyncIterator[prober_pb2.RecognizeStreamRequest]) ->
     return config
 
 
-async def _samples(
-    requests: AsyncIterator[prober_pb2.RecognizeStreamRequest], chunks: Chunks
-) -> AsyncIterator[Samples]:
+async def _chunks(requests: Requests) -> AsyncIterator[bytes]:
     async for request in requests:
         if request.WhichOneof("message") != "chunk":
             raise BadInput("the stream holds a second config: open another stream to change it")
-        yield chunks.push(request.chunk)
+        yield request.chunk
+
+
+async def _samples(requests: Requests, chunks: Chunks) -> AsyncIterator[Samples]:
+    async for chunk in _chunks(requests):
+        yield chunks.push(chunk)
     chunks.finish()

@@ -1,17 +1,19 @@
-"""Raw samples of messages: one clip, or a stream in chunks of any size."""
+"""Samples of messages and files, and the windows of them as they come."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeVar
 
 import numpy as np
 
 from servox import audio
-from servox.errors import BadAudio
+from servox.blocks import Reader
+from servox.errors import BadAudio, DeadlineExpired
 from servox.v1 import common_pb2
 
-from .metrics import ProberMetrics
 from .windows import Cut, Cutter, Grid, Samples
 
-SILENCE = 10 ** (audio.Limits().silence_dbfs / 20)
+T = TypeVar("T")
 
 _ENCODINGS: dict[int, audio.Encoding] = {
     common_pb2.SAMPLE_FORMAT_S16: "s16le",
@@ -57,6 +59,7 @@ class Chunks:
         self._scale = np.float32(1 / 32768 if encoding == "s16le" else 1)
         self._channels = channels
         self._rest = b""
+        self._count = 0
 
     def push(self, data: bytes) -> Samples:
         """Whole samples that are there now, [n].
@@ -69,7 +72,11 @@ class Chunks:
         self._rest = data[whole:]
         values = np.frombuffer(data[:whole], dtype=self._type).astype(np.float32) * self._scale
         if not np.isfinite(values).all():
-            raise BadAudio("the stream holds samples that are not finite (NaN or infinite): check the capture")
+            raise BadAudio(
+                f"the stream holds samples that are not finite (NaN or infinite) after sample {self._count}: "
+                "check the capture"
+            )
+        self._count += len(values) // self._channels
         return np.asarray(values.reshape(-1, self._channels).mean(axis=1, dtype=np.float32))
 
     def finish(self) -> None:
@@ -82,26 +89,42 @@ class Chunks:
             raise BadAudio(f"the stream ended inside a sample ({len(self._rest)} bytes over): send whole samples")
 
 
-def audible(cuts: Iterable[Cut], metrics: ProberMetrics) -> Iterator[Cut]:
-    """Windows that hold sound; the silent ones are counted and dropped."""
-    for cut in cuts:
-        if np.abs(cut.samples).max() >= SILENCE:
-            yield cut
-        else:
-            metrics.silent_windows.inc()
-
-
-async def once(cuts: Iterable[Cut]) -> AsyncIterator[Cut]:
-    """Windows that are all there, as a stream."""
-    for cut in cuts:
-        yield cut
-
-
-async def live(chunks: AsyncIterator[Samples], shape: Grid, metrics: ProberMetrics) -> AsyncIterator[Cut]:
-    """Audible windows of samples as they come."""
-    cutter = Cutter(shape)
+async def live(chunks: AsyncIterator[Samples], shape: Grid, next_window: int = 0) -> AsyncIterator[Cut]:
+    """Windows of samples as they come; see `Cutter` for `next_window`."""
+    cutter = Cutter(shape, next_window=next_window)
     async for samples in chunks:
-        for cut in audible(cutter.push(samples), metrics):
+        for cut in cutter.push(samples):
             yield cut
-    for cut in audible(cutter.finish(), metrics):
+    for cut in cutter.finish():
         yield cut
+
+
+async def stored(reader: Reader, shape: Grid, next_window: int = 0) -> AsyncIterator[Cut]:
+    """Windows of a file from `next_window` on; it is decoded as they are asked for, beside the event loop."""
+    async for cut in live(_blocks(reader), shape):
+        if cut.index >= next_window:
+            yield cut
+
+
+async def _blocks(reader: Reader) -> AsyncIterator[Samples]:
+    while (block := await asyncio.to_thread(reader.read)) is not None:
+        yield block
+
+
+async def patient(source: AsyncIterator[T], idle_s: float) -> AsyncIterator[T]:
+    """What `source` gives, unless it makes us wait for longer than `idle_s`; time in which nobody asks does not count.
+
+    Raises:
+        DeadlineExpired: it did.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(idle_s):
+                each = await anext(source)
+        except TimeoutError:
+            raise DeadlineExpired(
+                f"the stream sent nothing for {idle_s:g} s (stream_idle_s): send audio, silence too, or end it"
+            ) from None
+        except StopAsyncIteration:
+            return
+        yield each
