@@ -96,7 +96,7 @@ def _prober(folder: Path, embedder: str | None) -> Service:
     from services.prober.server import ProberServer
     from services.prober.settings import Settings
 
-    flags = {"grpc_socket": folder / "prober.sock", "metrics_port": 0, "embedder": embedder}
+    flags = {"grpc_socket": folder / "prober.sock", "http_port": 0, "metrics_port": 0, "embedder": embedder}
     return ProberServer(Settings.load(flags), Metrics())
 
 

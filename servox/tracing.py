@@ -256,6 +256,38 @@ class _Call:
         return "CANCELLED" if remaining_s is None or remaining_s > 0 else "DEADLINE_EXCEEDED"
 
 
+@contextmanager
+def http_span(method: str, headers: Mapping[str, str]) -> Iterator[Callable[[str, int], None]]:
+    """A server's span of one HTTP request, under its caller's; tell what it yields the route's template and the status.
+
+    Args:
+        method: GET, POST, ...; a closed set, like every label.
+        headers: of the request; only the caller's trace is read.
+    """
+    tracer = _tracer() if _Listening.asked else None
+    if tracer is None:
+        yield lambda _route, _status: None
+        return
+    caller = propagate.extract(dict(headers))
+    current = tracer.start_span(
+        method, context=caller, kind=trace.SpanKind.SERVER, attributes={"http.request.method": method}
+    )
+    token = otel_context.attach(trace.set_span_in_context(current, caller))
+
+    def settle(route: str, status: int) -> None:
+        current.update_name(f"{method} {route}")
+        current.set_attributes({"http.route": route, "http.response.status_code": status})
+        if status >= 500:
+            current.set_attribute("error.type", str(status))
+            current.set_status(trace.StatusCode.ERROR)
+
+    try:
+        yield settle
+    finally:
+        otel_context.detach(token)
+        current.end()
+
+
 def traced(channel: grpc.aio.Channel) -> grpc.aio.Channel:
     """The channel, whose calls from here on have a span and carry its context; as it was where nobody listens."""
     if _listening():

@@ -1,12 +1,18 @@
-"""The prober as a process: registry, connection to the embedder, gRPC and /metrics."""
+"""The prober as a process: registry, connection to the embedder, gRPC, HTTP and /metrics, one drain for all."""
+
+import asyncio
+import logging
 
 from servox.telemetry import Metrics
 from servox.v1 import prober_pb2_grpc
 
 from .dataplane import Dataplane
+from .http import Listener, app
 from .metrics import ProberMetrics
 from .servicer import ProberServicer
 from .settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class ProberServer:
@@ -26,6 +32,8 @@ class ProberServer:
         self._counters = ProberMetrics(metrics)
         self._dataplane: Dataplane | None = None
         self._server = settings.server("servox.v1.Prober")
+        self._listener: Listener | None = None
+        self.http = ""  # address, once it serves
 
     async def start(self) -> str:
         """Listens and serves.
@@ -34,15 +42,24 @@ class ProberServer:
             The address that clients use.
 
         Raises:
-            Unavailable: the address is taken.
+            Unavailable: an address is taken.
         """
         self._dataplane = Dataplane(self._settings, self._counters)
         servicer = ProberServicer(self._dataplane, self._counters)
         prober_pb2_grpc.add_ProberServicer_to_server(servicer, self._server.grpc)  # type: ignore[no-untyped-call]
         self._metrics.start(self._settings.metrics_host, self._settings.metrics_port)
         address = await self._server.start()
+        await self._listen(self._dataplane)
         await self._server.serving(True)
         return address
+
+    async def _listen(self, dataplane: Dataplane) -> None:
+        if not self._settings.http_port and not self._settings.http_socket:
+            return
+        face = app(dataplane, self._settings, self._counters, ready=lambda: self._server.ready)
+        self._listener = Listener(face, face.traffic, self._settings)
+        self.http = await self._listener.start()
+        log.info("serving HTTP", extra={"address": self.http})
 
     async def wait_failed(self) -> None:
         """Returns once stopped.
@@ -54,7 +71,10 @@ class ProberServer:
 
     async def stop(self) -> None:
         """Drains, closes; a training that outlasts the grace is stopped, and its finished heads stay."""
-        await self._server.stop()
+        stopping = [self._server.stop()]
+        if self._listener is not None:
+            stopping.append(self._listener.stop(self._settings.drain_wait_s, self._settings.drain_grace_s))
+        await asyncio.gather(*stopping)  # gRPC's first: it says NOT_SERVING, and /readyz repeats it
         if self._dataplane is not None:
             await self._dataplane.close()
         self._metrics.stop()

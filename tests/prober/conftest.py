@@ -91,7 +91,14 @@ async def prober_at(folder: Path, **flags: Any) -> AsyncIterator[Any]:
     from services.prober.settings import Settings
 
     settings = Settings.load(
-        {"grpc_socket": folder / "p.sock", "heads": folder / "heads", "metrics_port": 0, "drain_grace_s": 1, **flags}
+        {
+            "grpc_socket": folder / "p.sock",
+            "http_port": 0,
+            "heads": folder / "heads",
+            "metrics_port": 0,
+            "drain_grace_s": 1,
+            **flags,
+        }
     )
     server = ProberServer(settings, Metrics())
     address = await server.start()
@@ -160,6 +167,12 @@ class Pair:
     prober: Any
     embedder: ToyEmbedder
     address: str
+
+
+@pytest.fixture
+def toy() -> ToyEmbedder:
+    """An embedder that is not served yet."""
+    return ToyEmbedder()
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_three_processes_over_tcp_give_what_one_process_gives(
 ) -> None:
     ports = dict(zip(("embedder", "prober", "evaluator"), _free_ports(3), strict=True))
     peers = [f"--{name}=127.0.0.1:{ports[name]}" for name in ("embedder", "prober")]
-    flags = {"embedder": [f"--bundle={bundle}"], "prober": peers[:1], "evaluator": peers}
+    flags = {"embedder": [f"--bundle={bundle}"], "prober": [peers[0], "--http-port=0"], "evaluator": peers}
     running = [
         subprocess.Popen(
             [str(SERVOX), "serve", name, f"--grpc-port={ports[name]}", "--metrics-port=0", *flags[name]],
