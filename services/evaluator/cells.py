@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from servox.calibration import fit_temperature
+from servox.calibration import fit_scaling
 from servox.errors import Refused
 from servox.priors import softmax
 from servox.v1 import common_pb2
@@ -115,7 +115,8 @@ class Scorer:
         for fold in folds:
             # The temperature of a fold comes from the other folds' speakers, so its calibration is out of fold as well.
             others = np.setdiff1d(np.flatnonzero(~np.isnan(logits[:, 0])), fold.test)
-            scaled[fold.test] /= fit_temperature(logits[others], truth[others])
+            scaling = fit_scaling(logits[others], truth[others], biased=False)
+            scaled[fold.test] = scaling.apply(logits[fold.test])
         return _softmax_rows(scaled)
 
     async def _across(self, train: Corpus, test: Corpus, recipe: str) -> results.Scored:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servox.arrays import EmbeddingStore, LabelledClip, write_clip_set
+from servox.calibration import Scaling
 from servox.v1 import common_pb2, embedder_pb2, prober_pb2
 from servox.wire import array_from_proto
 
@@ -21,13 +22,13 @@ class Answer:
     """Logits of one head on the clips of one set."""
 
     logits: Array  # [variants, n, K], before temperature
-    temperature: float
+    scaling: Scaling
     classes: tuple[str, ...]
 
     @property
     def calibrated(self) -> Array:
-        """Logits divided by the head's temperature, `[variants, n, K]`."""
-        return self.logits / self.temperature
+        """Logits after the head's scaling, `[variants, n, K]`."""
+        return self.scaling.apply(self.logits)
 
 
 class Predictor:
@@ -71,7 +72,8 @@ class Predictor:
         )
         answer = await self._peers.predict(request)
         logits = array_from_proto(answer.logits, name="logits").astype(np.float64)
-        return Answer(logits=logits, temperature=answer.temperature, classes=tuple(answer.classes))
+        scaling = Scaling(temperature=answer.temperature, bias=tuple(answer.bias))
+        return Answer(logits=logits, scaling=scaling, classes=tuple(answer.classes))
 
     def embeddings(self, clips: Sequence[LabelledClip]) -> Array:
         """Pooled embeddings `[n, d]` of what heads read: one layer, or several one after the other.

@@ -1,7 +1,7 @@
-"""A head's temperature from speakers that it never heard, and what its probabilities are worth before and after.
+"""A head's scaling from speakers that it never heard, and what its probabilities are worth before and after.
 
 - Folds keep speakers apart and classes spread; where the clip set names no speakers, clips take their place.
-- The temperature minimises the out-of-fold NLL (`servox.calibration.fit_temperature`).
+- Temperature, and biases where asked for, minimise the out-of-fold NLL (`servox.calibration.fit_scaling`).
 - Pure numpy: labels are ints [n], logits [n, K].
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from servox.calibration import ece, fit_temperature, nll
+from servox.calibration import Scaling, brier, ece, fit_scaling, nll
 from servox.errors import BadInput
 from servox.priors import softmax
 
@@ -66,21 +66,64 @@ def macro_f1(answers: Ints, labels: Ints) -> float:
     return float(np.mean(scores))
 
 
+def held_back(labels: Ints, group: Ints, *, share: float, seed: int) -> Ints:
+    """Clips [m] of the groups that decide when a fit stops; those of a class that no other group has stay out.
+
+    Raises:
+        BadInput: fewer than two groups.
+    """
+    if len(np.unique(group)) < 2:
+        raise BadInput(
+            "early stopping holds back speakers, and there is only one to learn from: "
+            "add speakers, lower calibration_folds, or set patience = 0"
+        )
+    number = np.unique(group, return_inverse=True)[1]
+    fold = fold_of(labels, number, folds=max(2, round(1 / share)), seed=seed)
+    taught = np.unique(labels[fold != 0])
+    return np.flatnonzero((fold == 0) & np.isin(labels, taught))
+
+
 def judge(
-    logits: Array, labels: Ints, *, group: Ints, folds: int, grouped_by: str, left_out: int
-) -> tuple[float, OutOfFold]:
-    """The temperature of out-of-fold `logits` [n, K], and the scores that stand on the card."""
-    best = fit_temperature(logits, labels)
-    return best, OutOfFold(
-        macro_f1=macro_f1(logits.argmax(axis=1), labels),
+    logits: Array,
+    labels: Ints,
+    *,
+    folds: Ints,
+    biased: bool,
+    speakers: int,
+    grouped_by: str,
+    left_out: int,
+) -> tuple[Scaling, OutOfFold]:
+    """The scaling of out-of-fold `logits` [n, K], and the scores that stand on the card.
+
+    The head gets the scaling of all folds. The scores after it are of scalings that were each fitted on the *other*
+    folds, so what is said of the calibration is out of fold as well.
+
+    Args:
+        logits: before any scaling.
+        labels: [n].
+        folds: [n], the fold of each clip.
+        biased: whether a bias a class is fitted beside the temperature.
+        speakers: how many groups there are.
+        grouped_by: what a group is.
+        left_out: clips that are not among these.
+    """
+    after = logits.copy()
+    for fold in np.unique(folds):
+        others = folds != fold
+        if others.any():
+            after[~others] = fit_scaling(logits[others], labels[others], biased=biased).apply(logits[~others])
+    return fit_scaling(logits, labels, biased=biased), OutOfFold(
+        macro_f1=macro_f1(after.argmax(axis=1), labels),
         floor=1 / len(np.unique(labels)),
         ece_before=ece(labels, softmax(logits)),
-        ece_after=ece(labels, softmax(logits / best)),
+        ece_after=ece(labels, softmax(after)),
         nll_before=nll(logits, labels),
-        nll_after=nll(logits / best, labels),
+        nll_after=nll(after, labels),
+        brier_before=brier(labels, softmax(logits)),
+        brier_after=brier(labels, softmax(after)),
         clips=len(labels),
         left_out=left_out,
-        speakers=int(group.max()) + 1,
-        folds=folds,
+        speakers=speakers,
+        folds=len(np.unique(folds)),
         grouped_by=grouped_by,
     )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from servox import __version__
 from servox.arrays import LabelledClip, clip_set_digest, read_clip_set
+from servox.calibration import UNSCALED, Scaling
 
 from . import calibration
 from .card import Card, OutOfFold
@@ -16,6 +17,8 @@ from .heads import Weights
 from .specs import Spec, classes_of, recipe_of, version_of
 
 Ints = npt.NDArray[np.int64]
+
+NOVELTY_QUANTILE = 0.99
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,8 +32,10 @@ class Job:
         grouped_by: what a group is.
         folds: [n], or empty where no temperature is asked for.
         logits: [n, K], out of fold; NaN where none was computed yet.
+        distances: [n], from the training features of the other folds; NaN where none was computed.
         waiting: fits that have not ended.
         weights: of the fit on all clips, once it has ended.
+        epoch: after which they were taken; None where there are no epochs.
         broken: one of its fits has failed.
     """
 
@@ -44,9 +49,17 @@ class Job:
     grouped_by: str
     folds: Ints
     logits: npt.NDArray[np.float64]
+    distances: npt.NDArray[np.float64]
     waiting: int = 0
     weights: Weights = field(default_factory=dict)
+    epoch: int | None = None
     broken: bool = False
+
+    @property
+    def novelty_limit(self) -> float | None:
+        """The distance that 99 of 100 clips of speakers unheard stay below; None where it was not measured."""
+        known = self.distances[~np.isnan(self.distances)]
+        return float(np.quantile(known, NOVELTY_QUANTILE)) if len(known) else None
 
 
 def job_of(index: int, spec: Spec) -> Job:
@@ -75,6 +88,7 @@ def job_of(index: int, spec: Spec) -> Job:
         grouped_by=grouped_by,
         folds=folds,
         logits=np.full((len(clips), len(classes)), np.nan),
+        distances=np.full(len(clips), np.nan),
     )
 
 
@@ -84,13 +98,13 @@ def held_out(job: Job) -> dict[int | None, int]:
     return fits | {int(fold): int((job.folds != fold).sum()) for fold in np.unique(job.folds)}
 
 
-def judge(job: Job) -> tuple[float, OutOfFold | None]:
-    """Temperature and out-of-fold scores once all fits have ended; 1 and None where none were asked for.
+def judge(job: Job) -> tuple[Scaling, OutOfFold | None]:
+    """Calibration and out-of-fold scores once all fits have ended; none where none were asked for.
 
     Clips of a class that no other fold has are left out: no fit could have learned of them.
     """
     if not len(job.folds):
-        return 1.0, None
+        return UNSCALED, None
     fair = np.ones(len(job.clips), dtype=bool)
     for fold in np.unique(job.folds):
         taught = np.unique(job.labels[job.folds != fold])
@@ -98,14 +112,17 @@ def judge(job: Job) -> tuple[float, OutOfFold | None]:
     return calibration.judge(
         job.logits[fair],
         job.labels[fair],
-        group=job.group,
-        folds=len(np.unique(job.folds)),
+        folds=job.folds[fair],
+        biased=bool(job.spec.settings.get("calibration_bias", 0)),
+        speakers=int(job.group.max()) + 1,
         grouped_by=job.grouped_by,
         left_out=int((~fair).sum()),
     )
 
 
-def card_of(job: Job, weights: Weights, *, store: str, temperature: float, scores: OutOfFold | None) -> Card:
+def card_of(
+    job: Job, weights: Weights, *, store: str, scaling: Scaling = UNSCALED, scores: OutOfFold | None = None
+) -> Card:
     """The card of a job's head with these weights."""
     spec = job.spec
     return Card(
@@ -117,7 +134,8 @@ def card_of(job: Job, weights: Weights, *, store: str, temperature: float, score
         bundle=spec.bundle,
         layer=spec.layer,
         dims=weights["output.weight" if spec.kind == "logistic" else "hidden.weight"].shape[1],
-        temperature=temperature,
+        temperature=scaling.temperature,
+        bias=scaling.bias,
         seed=spec.seed,
         settings=dict(spec.settings),
         out_of_fold=scores,
@@ -127,6 +145,8 @@ def card_of(job: Job, weights: Weights, *, store: str, temperature: float, score
         servox=__version__,
         store=store,
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        epoch=job.epoch,
+        novelty_limit=job.novelty_limit,
     )
 
 
@@ -134,5 +154,10 @@ def cost_of(job: Job, clips: int) -> float:
     """Work of one fit on so many clips, in units of some 1 ms: what progress and the time left are made of."""
     if job.spec.kind == "logistic":
         return 0.1 * clips
-    steps, hidden = recipe_of(job.spec).steps(clips), job.spec.settings["hidden"]
-    return float(steps * hidden / 512 * (80 if job.spec.kind == "frame-mlp" else 1))
+    return recipe_of(job.spec).steps(clips) * cost_of_step(job)
+
+
+def cost_of_step(job: Job) -> float:
+    """Work of one step of an MLP's fit, in the same unit."""
+    recipe = recipe_of(job.spec)
+    return recipe.hidden * recipe.batch * (80 if job.spec.kind == "frame-mlp" else 0.5) / 16_384

@@ -1,21 +1,21 @@
 """A training: many heads from stored embeddings, several at a time, each with its out-of-fold scores.
 
-- A head is one fit on all its clips and, where it is calibrated, one more for each fold of speakers. Fits are
-  independent; threads take them in order, so heads finish one after the other and are saved at once.
+- A head is one fit on all its clips and, where it is calibrated, one more for each fold of speakers. Fits of one shape
+  are stacked into batched models (`stacks`); threads take stacks in order, so heads finish one after the other and are
+  saved at once.
 - A head that cannot be trained fails alone. A full disk or a fault of our own ends the training.
 - Everything here runs in a worker thread: progress goes out through `report`, and `stop` is looked at after each epoch.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from servox.errors import BadInput, ServoxError, StorageFull, Unavailable
+from servox.errors import BadInput, ServoxError, Unavailable
 
 from .fitting import Fitting
 from .heads import Head
@@ -24,6 +24,7 @@ from .metrics import ProberMetrics
 from .progress import Event, Failed, Meter, Progress, Stopped, Trained
 from .registry import Registry
 from .specs import Spec
+from .stacks import Part, run, stacked
 from .vectors import Vectors
 
 REPORT_S = 0.5  # longest silence while fits are running
@@ -41,6 +42,7 @@ class Workshop:
         threads: fits at a time.
         scratch: folder of the frames of a head that is being trained; None for the system's.
         metrics: counters.
+        device: of torch, for MLPs.
     """
 
     registry: Registry
@@ -48,6 +50,7 @@ class Workshop:
     threads: int
     scratch: Path | None
     metrics: ProberMetrics
+    device: str = "cpu"
 
 
 def train(
@@ -117,7 +120,8 @@ class _Training:
         self._prefetch()
         self._meter.begin(sum(cost_of(job, clips) for job in self._jobs for clips in held_out(job).values()))
         with _one_thread_each(), ThreadPoolExecutor(self._workshop.threads, "servox-train") as pool:
-            futures = [pool.submit(fit) for job in self._jobs for fit in self._fits(job)]
+            parts = [part for job in self._jobs for part in self._parts(job)]
+            futures = [pool.submit(self._fit, each) for each in stacked(parts, threads=self._workshop.threads)]
             try:
                 self._follow(futures)
             except BaseException:
@@ -149,7 +153,7 @@ class _Training:
             except ServoxError:
                 continue  # the heads that lack a clip will say so, each for itself
 
-    def _fits(self, job: Job) -> Iterator[Callable[[], None]]:
+    def _parts(self, job: Job) -> list[Part]:
         shop = self._workshop
         fitting = Fitting(
             job,
@@ -161,34 +165,31 @@ class _Training:
         )
         folds = held_out(job)
         job.waiting = len(folds)
-        for fold in folds:
-            yield partial(self._fit, job, fitting, fold)
+        return [Part(fitting=fitting, fold=fold) for fold in folds]
 
-    def _fit(self, job: Job, fitting: Fitting, fold: int | None) -> None:
+    def _fit(self, parts: Sequence[Part]) -> None:
         if self._stop.is_set():
             raise Stopped
-        try:
-            if not job.broken:
-                fitting.whole() if fold is None else fitting.without(fold)
-        except StorageFull:
-            raise
-        except ServoxError as error:
+        run([part for part in parts if not part.job.broken], refuse=self._refuse, device=self._workshop.device)
+        for part in parts:
             with self._lock:
-                first, job.broken = not job.broken, True
-            if first:
-                self._fail(job.indices, job.spec.kind, error)
+                part.job.waiting -= 1
+                last = part.job.waiting == 0
+            if last:
+                part.fitting.close()
+                self._conclude(part.job)
+
+    def _refuse(self, job: Job, error: ServoxError) -> None:
         with self._lock:
-            job.waiting -= 1
-            last = job.waiting == 0
-        if last:
-            fitting.close()
-            self._conclude(job)
+            first, job.broken = not job.broken, True
+        if first:
+            self._fail(job.indices, job.spec.kind, error)
 
     def _conclude(self, job: Job) -> None:
         if job.broken:
             return
-        temperature, scores = judge(job)
-        card = card_of(job, job.weights, store=self._store_url, temperature=temperature, scores=scores)
+        scaling, scores = judge(job)
+        card = card_of(job, job.weights, store=self._store_url, scaling=scaling, scores=scores)
         head = Head(card=card, weights=job.weights)
         self._workshop.registry.save(head)
         self._finish(job.indices[:1], head, reused=False)

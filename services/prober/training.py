@@ -1,19 +1,19 @@
-"""Fitting heads: the one place of the prober that imports torch and scikit-learn.
+"""Fitting MLPs, many at once: the one place of the prober that imports torch.
 
+- Heads of one shape are one batched model: their weights are slices of one tensor, a step of all of them is one batched
+  product a layer. What differs from head to head (clips, seed, learning rate, decay, loss, dropout, number of steps) is
+  a slice's own. A head whose steps are done leaves the stack.
 - The recipe is SER Evals' (arXiv 2408.07851): label smoothing, AdamW, OneCycle stepped per batch with torch's own
   momentum cycle, gradient norm clipped, dropout behind the GELU, the last incomplete batch dropped. A set smaller than
   one batch is one batch.
-- One head is fitted by one thread, and several threads fit several heads. Many heads stacked into one batched model
-  were measured and are no faster on a CPU (1.2 to 1.4 ms a head and step against 1.1 at the default size): what is
-  saved in calls is lost in memory traffic, for one head with its moments fits a core's cache and a hundred do not. And
-  so a head is the same to the last bit whatever is trained beside it.
-- All randomness of a head comes from one generator of its own: first weights, order of the clips, dropout.
+- All randomness of a head comes from one generator of its own: first weights, order of the clips, dropout. So a head
+  does not depend on what is trained beside it.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,74 +22,55 @@ from torch import Tensor
 from torch.nn import functional
 
 from .heads import Floats, Weights
+from .inputs import Inputs
+from .losses import loss_of
 from .specs import Recipe
 
 Ints = npt.NDArray[np.int64]
 Tick = Callable[[int], None]
+Device = str
 
 SECOND_MOMENT = 0.999  # torch's default
 _NAMES = ("hidden.weight", "hidden.bias", "norm.weight", "norm.bias", "output.weight", "output.bias")
 
 
-class Inputs(Protocol):
-    """What an MLP is trained on."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """An MLP to be fitted.
 
-    dims: int
-
-    def __len__(self) -> int:
-        """How many clips."""
-
-    def take(self, clips: Ints) -> tuple[Tensor, Tensor | None]:
-        """Rows [r, d] of these clips, and which of them each row belongs to ([r]; None: one row a clip, in order)."""
-
-
-class Vectors:
-    """One standardised vector a clip.
-
-    Args:
-        x: [n, d].
+    Attributes:
+        inputs: vectors or frames of n clips.
+        labels: [n], 0 to classes - 1.
+        classes: outputs K.
+        recipe: how.
+        seed: of everything random.
+        held_back: [m], clips that decide when to stop and are not learned from; empty for a fixed number of epochs.
     """
 
-    def __init__(self, x: Floats) -> None:
-        self._x = torch.from_numpy(x)
-        self.dims = x.shape[1]
+    inputs: Inputs
+    labels: Ints
+    classes: int
+    recipe: Recipe
+    seed: int
+    held_back: Ints
 
-    def __len__(self) -> int:
-        return len(self._x)
+    @property
+    def learned(self) -> int:
+        """How many clips are learned from."""
+        return len(self.labels) - len(self.held_back)
 
-    def take(self, clips: Ints) -> tuple[Tensor, Tensor | None]:
-        """One row a clip."""
-        return self._x[torch.from_numpy(clips)], None
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What heads of one stack have in common."""
+        return self.inputs.dims, self.recipe.hidden, self.classes, min(self.recipe.batch, self.learned)
 
 
-class Frames:
-    """Every frame of every clip, one clip after the other; may lie in a memory-mapped file.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fitted:
+    """An MLP that was fitted: its weights, and the epoch from 1 after which they were taken."""
 
-    Args:
-        values: [frames, d].
-        lengths: [n], frames of each clip, in the order of `values`.
-        chosen: [m], the clips to use; None for all.
-    """
-
-    def __init__(self, values: Floats, lengths: Ints, chosen: Ints | None = None) -> None:
-        self._values = values
-        self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._chosen = np.arange(len(lengths)) if chosen is None else chosen
-        self.dims = values.shape[1]
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def only(self, chosen: Ints) -> "Frames":
-        """The same frames, fewer clips."""
-        return Frames(self._values, np.diff(self._starts), self._chosen[chosen])
-
-    def take(self, clips: Ints) -> tuple[Tensor, Tensor | None]:
-        """All frames of the clips."""
-        spans = [(self._starts[clip], self._starts[clip + 1]) for clip in self._chosen[clips]]
-        rows = np.concatenate([self._values[start:end] for start, end in spans])
-        owner = np.repeat(np.arange(len(spans)), [end - start for start, end in spans])
-        return torch.from_numpy(rows), torch.from_numpy(owner)
+    weights: Weights
+    epoch: int
 
 
 def one_cycle(step: int, total: int, max_rate: float) -> tuple[float, float]:
@@ -110,134 +91,245 @@ def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
 
-def first_weights(dims: int, hidden: int, classes: int, generator: torch.Generator) -> list[Tensor]:
+def first_weights(dims: int, hidden: int, classes: int, random: np.random.Generator) -> list[Floats]:
     """Xavier-uniform hidden layer, biases 0, output N(0, 1/sqrt(d)), in the order of the names in a head."""
-    into = torch.empty(hidden, dims)
-    torch.nn.init.xavier_uniform_(into, generator=generator)
-    out = torch.empty(classes, hidden).normal_(0.0, dims**-0.5, generator=generator)
-    return [into, torch.zeros(hidden), torch.ones(hidden), torch.zeros(hidden), out, torch.zeros(classes)]
+    bound = math.sqrt(6 / (dims + hidden))
+    into = (random.random((hidden, dims), dtype=np.float32) * 2 - 1) * np.float32(bound)
+    out = random.standard_normal((classes, hidden), dtype=np.float32) * np.float32(dims**-0.5)
+    zeros = np.zeros(hidden, dtype=np.float32)
+    return [into, zeros, np.ones_like(zeros), zeros, out, np.zeros(classes, dtype=np.float32)]
 
 
-def fit_mlp(inputs: Inputs, labels: Ints, *, classes: int, recipe: Recipe, seed: int, tick: Tick) -> Weights:
-    """Weights of an MLP on `labels` [n].
+def kept_units(random: np.random.Generator, rows: int, hidden: int, dropout: float) -> Floats:
+    """Factors [rows, hidden] of a dropout layer: 0 for `dropout` of them to the nearest 1/256, and the rest over 1.
+
+    A byte a unit: a quarter of the time of a float each.
+    """
+    threshold = round(dropout * 256)
+    drawn = np.frombuffer(random.bytes(rows * hidden), dtype=np.uint8).reshape(rows, hidden)
+    return np.multiply(drawn >= threshold, np.float32(256 / (256 - threshold)), dtype=np.float32)
+
+
+def fit_mlps(fits: Sequence[Fit], *, tick: Tick, device: Device = "cpu") -> list[Fitted]:
+    """Fits MLPs of one shape as one batched model.
 
     Args:
-        inputs: vectors or frames of n clips.
-        labels: 0 to classes - 1.
-        classes: outputs K.
-        recipe: how.
-        seed: of everything random.
-        tick: called after each epoch with the steps since the last call; may raise to stop.
+        fits: of equal `shape`; one only, where it reads frames.
+        tick: called after each epoch of each head with the head's steps in it; may raise to stop.
+        device: of torch.
     """
-    generator = torch.Generator().manual_seed(seed)
-    network = _Network(first_weights(inputs.dims, recipe.hidden, classes, generator))
-    truth, step = torch.from_numpy(labels), 0
-    total, batches = recipe.steps(len(labels)), _Batches(len(labels), recipe.batch, generator)
-    for _ in range(recipe.epochs):
-        for clips in batches.epoch():
-            rows, owner = inputs.take(clips)
-            logits = forward(
-                network.parameters, rows, owner, clips=len(clips), dropout=recipe.dropout, generator=generator
-            )
-            wanted = truth[torch.from_numpy(clips)]
-            functional.cross_entropy(logits, wanted, label_smoothing=recipe.label_smoothing).backward()  # type: ignore[no-untyped-call]
-            rate, moment = one_cycle(step, total, recipe.learning_rate)
-            network.step(rate=rate, moment=moment, decay=recipe.weight_decay, clip_norm=recipe.clip_norm)
-            step += 1
-        tick(batches.count)
-    return {name: p.detach().numpy().copy() for name, p in zip(_NAMES, network.parameters, strict=True)}
+    members = [_Member(fit) for fit in fits]
+    running = list(members)
+    stack = _Stack([member.first for member in members], device)
+    while running:
+        _step(stack, running, device)
+        for slot, member in enumerate(running):
+            if member.epoch_ended:
+                tick(member.per_epoch)
+                member.look(lambda at=slot: stack.weights(at))  # type: ignore[misc]
+        if any(member.done for member in running):
+            stack.keep([slot for slot, member in enumerate(running) if not member.done])
+            running = [member for member in running if not member.done]
+    return [member.fitted() for member in members]
 
 
-class _Network:
-    """Weights and their gradients as views of one vector each, and AdamW on the vectors.
+def _step(stack: "_Stack", members: Sequence["_Member"], device: Device) -> None:
+    batches = [member.batch() for member in members]
+    rows = torch.from_numpy(np.stack([batch.rows for batch in batches])).to(device)
+    kept = torch.from_numpy(np.stack([batch.kept for batch in batches])).to(device) if batches[0].kept.size else None
+    targets = torch.from_numpy(np.stack([batch.targets for batch in batches])).to(device)
+    offset = torch.from_numpy(np.stack([member.loss.offset for member in members])).to(device)
+    logits = forward(stack.parameters, rows, kept)
+    if (owner := batches[0].owner) is not None:
+        logits = averaged(logits, torch.from_numpy(owner).to(device), clips=targets.shape[1])
+    loss = -(targets * functional.log_softmax(logits + offset[:, None], dim=2)).sum()
+    stack.step(torch.autograd.grad(loss, stack.parameters), [member.pace() for member in members])
 
-    torch.optim walks tensor by tensor, and its first step imports torch's compiler: seconds that nothing here needs.
-    """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
-        self._flat = torch.cat([weight.reshape(-1) for weight in weights])
-        self._gradient, self._first, self._second, self._spread = (torch.zeros_like(self._flat) for _ in range(4))
-        self._steps = 0
-        self.parameters, start = list[Tensor](), 0
-        for weight in weights:
-            span = slice(start, start + weight.numel())
-            parameter = self._flat[span].view(weight.shape).requires_grad_()
-            parameter.grad = self._gradient[span].view(weight.shape)  # backward adds to it in place
-            self.parameters.append(parameter)
-            start = span.stop
+def forward(parameters: Sequence[Tensor], rows: Tensor, kept: Tensor | None) -> Tensor:
+    """Logits [heads, r, K] of rows [heads, r, d]."""
+    into, bias, scale, shift, out, out_bias = parameters
+    hidden = torch.baddbmm(bias[:, None], rows, into.transpose(1, 2))
+    hidden = functional.gelu(
+        torch.addcmul(shift[:, None], functional.layer_norm(hidden, hidden.shape[2:]), scale[:, None])
+    )
+    if kept is not None:
+        hidden = hidden * kept
+    return torch.baddbmm(out_bias[:, None], hidden, out.transpose(1, 2))
+
+
+def averaged(logits: Tensor, owner: Tensor, *, clips: int) -> Tensor:
+    """Mean logits [heads, clips, K] of the rows of each owner [r]."""
+    share = 1 / torch.bincount(owner, minlength=clips).to(logits.dtype)
+    empty = logits.new_zeros(len(logits), clips, logits.shape[2])
+    return empty.index_add(1, owner, logits * share[owner, None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Batch:
+    rows: Floats  # [r, d]
+    owner: Ints | None  # [r]
+    targets: Floats  # [clips, K]
+    kept: Floats  # [r, hidden], or empty without dropout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pace:
+    """One step of AdamW."""
+
+    rate: float
+    moment: float
+    decay: float
+    clip_norm: float
+    number: int  # from 1
+
+
+class _Member:
+    """One head of a stack: which clips come next, how fast it learns, and when it has learned enough."""
+
+    def __init__(self, fit: Fit) -> None:
+        self._fit, self._random = fit, np.random.default_rng(fit.seed)
+        recipe, count = fit.recipe, fit.learned
+        self.first = first_weights(fit.inputs.dims, recipe.hidden, fit.classes, self._random)
+        self._learned = np.setdiff1d(np.arange(len(fit.labels)), fit.held_back)
+        self.loss = loss_of(recipe, fit.labels[self._learned], classes=fit.classes)
+        self._size, self.per_epoch = min(recipe.batch, count), max(1, count // recipe.batch)
+        self._steps, self._total = 0, recipe.steps(count)
+        self._order = self._learned
+        self._best, self._best_loss, self._best_epoch = dict[str, Floats](), math.inf, 0
+        self.done = False
+
+    @property
+    def epoch_ended(self) -> bool:
+        return self._steps % self.per_epoch == 0
+
+    @property
+    def _epoch(self) -> int:
+        return self._steps // self.per_epoch
+
+    def batch(self) -> _Batch:
+        """What the next step learns from."""
+        at, recipe = self._steps % self.per_epoch, self._fit.recipe
+        if at == 0:
+            self._order = self._random.permutation(self._learned)
+        clips = self._order[at * self._size : (at + 1) * self._size]
+        rows, owner = self._fit.inputs.take(clips)
+        kept = kept_units(self._random, len(rows), recipe.hidden, recipe.dropout) if recipe.dropout else np.empty(0)
+        truth = self._fit.labels[clips]
+        targets = self.loss.targets[truth] / self.loss.weights[truth].sum()
+        return _Batch(rows=rows, owner=owner, targets=targets, kept=kept.astype(np.float32, copy=False))
+
+    def pace(self) -> _Pace:
+        """How far the next step goes; counts it as done."""
+        recipe = self._fit.recipe
+        rate, moment = one_cycle(self._steps, self._total, recipe.learning_rate)
+        self._steps += 1
+        return _Pace(
+            rate=rate,
+            moment=moment,
+            decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+            number=self._steps,
+        )
+
+    def look(self, weights: Callable[[], dict[str, Floats]]) -> None:
+        """After an epoch: whether to go on, and whether these are the weights to keep."""
+        last = self._steps == self._total
+        if not len(self._fit.held_back):
+            if last:
+                self._best, self._best_epoch, self.done = weights(), self._epoch, True
+            return
+        now = weights()
+        if (loss := self._loss_held_back(now)) < self._best_loss:
+            self._best, self._best_loss, self._best_epoch = now, loss, self._epoch
+        self.done = last or self._epoch - self._best_epoch >= self._fit.recipe.patience
+
+    def fitted(self) -> Fitted:
+        """The weights, with what the loss has moved put back."""
+        bias = self._best["output.bias"] + self.loss.correction
+        return Fitted(weights={**self._best, "output.bias": bias}, epoch=self._best_epoch)
 
     @torch.no_grad()
-    def step(self, *, rate: float, moment: float, decay: float, clip_norm: float) -> None:
-        """One step of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2) on the clipped gradient."""
-        self._steps += 1
-        gradient, first, second = self._gradient, self._first, self._second
-        gradient.mul_(torch.clamp(clip_norm / (torch.linalg.vector_norm(gradient) + 1e-6), max=1.0))
-        first.lerp_(gradient, 1 - moment)
-        second.mul_(SECOND_MOMENT).addcmul_(gradient, gradient, value=1 - SECOND_MOMENT)
-        spread = torch.mul(second, 1 / (1 - SECOND_MOMENT**self._steps), out=self._spread).sqrt_().add_(1e-8)
-        self._flat.mul_(1 - rate * decay).addcdiv_(first, spread, value=-rate / (1 - moment**self._steps))
-        gradient.zero_()
+    def _loss_held_back(self, weights: dict[str, Floats]) -> float:
+        """The training's own loss on the clips held back, smoothing apart: what stops is what is learned."""
+        total, clips = 0.0, self._fit.held_back
+        parameters = [torch.from_numpy(weights[name])[None] for name in _NAMES]
+        for start in range(0, len(clips), self._fit.recipe.batch):
+            part = clips[start : start + self._fit.recipe.batch]
+            rows, owner = self._fit.inputs.take(part)
+            logits = forward(parameters, torch.from_numpy(rows)[None], None)
+            if owner is not None:
+                logits = averaged(logits, torch.from_numpy(owner), clips=len(part))
+            truth = torch.from_numpy(self._fit.labels[part])
+            weighted = torch.from_numpy(self.loss.weights)
+            offset = logits[0] + torch.from_numpy(self.loss.offset)
+            total += float(functional.cross_entropy(offset, truth, weight=weighted, reduction="sum"))
+        return total / float(self.loss.weights[self._fit.labels[clips]].sum())
 
 
-class _Batches:
-    def __init__(self, clips: int, size: int, generator: torch.Generator) -> None:
-        self._clips, self._size, self._generator = clips, min(size, clips), generator
-        self.count = max(1, clips // size)
+class _Stack:
+    """Weights of several heads, their gradients and moments: [heads, weights of one], and views of them by name.
 
-    def epoch(self) -> Iterator[Ints]:
-        order = torch.randperm(self._clips, generator=self._generator).numpy()
-        for start in range(0, self.count * self._size, self._size):
-            yield order[start : start + self._size]
-
-
-def forward(
-    parameters: Sequence[Tensor],
-    rows: Tensor,
-    owner: Tensor | None,
-    *,
-    clips: int,
-    dropout: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """Logits [clips, K] of rows [r, d]; rows of one owner are averaged."""
-    into, bias, scale, shift, out, out_bias = parameters
-    hidden = functional.gelu(functional.layer_norm(functional.linear(rows, into, bias), bias.shape, scale, shift))
-    if dropout > 0:
-        kept = torch.rand(hidden.shape, generator=generator) >= dropout  # half the time of bernoulli_
-        hidden = hidden * kept.to(hidden.dtype).div_(1 - dropout)
-    logits = functional.linear(hidden, out, out_bias)
-    if owner is None:
-        return logits
-    share = 1 / torch.bincount(owner, minlength=clips).to(logits.dtype)
-    return logits.new_zeros(clips, logits.shape[1]).index_add(0, owner, logits * share[owner, None])
-
-
-def fit_logistic(x: Floats, labels: Ints, *, classes: int, c: float) -> Weights:
-    """Multinomial logistic regression on standardised vectors [n, d] (scikit-learn, lbfgs, L2 of strength 1/C).
-
-    A class without clips is answered with probability zero in effect (bias -30).
+    torch.optim walks tensor by tensor, and its first step imports torch's compiler: seconds that nothing here needs.
+    Its fused kernel is called instead, once for all heads at the same point of the same schedule.
     """
-    from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
-    present = np.unique(labels)
-    model = LogisticRegression(C=c, max_iter=2000)
-    with threadpool_limits(1):  # the sum of a dot product depends on how many threads share it
-        model.fit(x.astype(np.float64), labels)
-    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -30.0)
-    if len(present) == 2:  # one row: the log-odds of the second class
-        weight[present], bias[present] = (
-            np.stack([-model.coef_[0], model.coef_[0]]) / 2,
-            np.array([-0.5, 0.5]) * model.intercept_,
+    def __init__(self, heads: Sequence[Sequence[Floats]], device: Device) -> None:
+        self._shapes = [weight.shape for weight in heads[0]]
+        flat = np.stack([np.concatenate([weight.reshape(-1) for weight in head]) for head in heads])
+        self._flat = torch.from_numpy(flat).to(device)
+        self._gradient, self._first, self._second = (torch.zeros_like(self._flat) for _ in range(3))
+        self.parameters = self._views()
+
+    def _views(self) -> list[Tensor]:
+        sizes = [math.prod(shape) for shape in self._shapes]
+        parts = zip(torch.split_with_sizes(self._flat, sizes, dim=1), self._shapes, strict=True)
+        return [part.view(-1, *shape).requires_grad_() for part, shape in parts]
+
+    def weights(self, slot: int) -> dict[str, Floats]:
+        """Weights of one head as they are now."""
+        held = zip(_NAMES, self.parameters, strict=True)
+        return {name: parameter.detach()[slot].cpu().numpy().copy() for name, parameter in held}
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Leaves these heads only."""
+        index = torch.tensor(slots, dtype=torch.int64, device=self._flat.device)
+        self._flat, self._gradient, self._first, self._second = (
+            each.index_select(0, index) for each in (self._flat, self._gradient, self._first, self._second)
         )
-    else:
-        weight[present], bias[present] = model.coef_, model.intercept_
-    return {"output.weight": weight.astype(np.float32), "output.bias": bias.astype(np.float32)}
+        self.parameters = self._views()
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], paces: Sequence[_Pace]) -> None:
+        """One step of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2) on the clipped gradients."""
+        torch.cat([gradient.flatten(1) for gradient in gradients], dim=1, out=self._gradient)
+        limits = self._gradient.new_tensor([pace.clip_norm for pace in paces])
+        norms = torch.linalg.vector_norm(self._gradient, dim=1)
+        self._gradient.mul_(torch.clamp(limits / (norms + 1e-6), max=1.0)[:, None])
+        alike: dict[tuple[float, ...], list[int]] = {}
+        for slot, pace in enumerate(paces):
+            alike.setdefault((pace.rate, pace.moment, pace.decay, pace.number), []).append(slot)
+        for (rate, moment, decay, number), slots in alike.items():
+            torch._fused_adamw_(
+                [self._flat[slot] for slot in slots],
+                [self._gradient[slot] for slot in slots],
+                [self._first[slot] for slot in slots],
+                [self._second[slot] for slot in slots],
+                [],
+                [limits.new_tensor(number) for _ in slots],
+                lr=rate,
+                beta1=moment,
+                beta2=SECOND_MOMENT,
+                weight_decay=decay,
+                eps=1e-8,
+                amsgrad=False,
+                maximize=False,
+            )
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keeps torch from spreading one head over several cores while several heads are fitted; restored afterwards."""
+    """Keeps torch from spreading one stack over several cores while several are fitted; restored afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -138,18 +138,20 @@ class PredictRequest(_message.Message):
     def __init__(self, head: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., embeddings: _Optional[_Union[_common_pb2.Array, _Mapping]] = ..., stored: _Optional[_Union[StoredEmbeddings, _Mapping]] = ..., variants: _Optional[_Iterable[_Union[Standardisation, _Mapping]]] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
-    __slots__ = ("head", "classes", "logits", "temperature", "probabilities")
+    __slots__ = ("head", "classes", "logits", "temperature", "probabilities", "bias")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     PROBABILITIES_FIELD_NUMBER: _ClassVar[int]
+    BIAS_FIELD_NUMBER: _ClassVar[int]
     head: _common_pb2.Head
     classes: _containers.RepeatedScalarFieldContainer[str]
     logits: _common_pb2.Array
     temperature: float
     probabilities: _common_pb2.Array
-    def __init__(self, head: _Optional[_Union[_common_pb2.Head, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., logits: _Optional[_Union[_common_pb2.Array, _Mapping]] = ..., temperature: _Optional[float] = ..., probabilities: _Optional[_Union[_common_pb2.Array, _Mapping]] = ...) -> None: ...
+    bias: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, head: _Optional[_Union[_common_pb2.Head, _Mapping]] = ..., classes: _Optional[_Iterable[str]] = ..., logits: _Optional[_Union[_common_pb2.Array, _Mapping]] = ..., temperature: _Optional[float] = ..., probabilities: _Optional[_Union[_common_pb2.Array, _Mapping]] = ..., bias: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Prior(_message.Message):
     __slots__ = ("kind", "probabilities")

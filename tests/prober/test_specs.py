@@ -36,6 +36,11 @@ def test_the_frame_head_is_the_papers() -> None:
         "dropout": 0.1,
         "batch": 32,
         "clip_norm": 0.5,
+        "components": 0,
+        "class_weights": 0.0,
+        "logit_adjustment": 0.0,
+        "patience": 0,
+        "validation": 0.2,
     }
 
 
