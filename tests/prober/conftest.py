@@ -1,6 +1,7 @@
 """A small store of embeddings with emotions in it, and a prober that serves on a Unix socket."""
 # ruff: noqa: ANN401, ARG002, N802 -- gRPC names methods and arguments, and its stubs have no types
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -123,14 +124,27 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
         return self._embedded(request)
 
     async def EmbedStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
-        held = []
-        async for message in request_iterator:
-            held.append(message)
-            if len(held) == 3:
-                while held:
-                    yield self._answer(held.pop())
-        while held:
-            yield self._answer(held.pop())
+        answers: asyncio.Queue[Any] = asyncio.Queue()
+        reading = asyncio.create_task(self._read(request_iterator, answers))
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+        finally:
+            reading.cancel()
+
+    async def _read(self, requests: Any, answers: "asyncio.Queue[Any]") -> None:
+        """Of three windows that come at a time, the last one is answered first."""
+        later, number = set[asyncio.Task[None]](), 0
+
+        async def answer(message: embedder_pb2.EmbedStreamRequest, after_s: float) -> None:
+            await asyncio.sleep(after_s)
+            answers.put_nowait(self._answer(message))
+
+        async for message in requests:
+            later.add(asyncio.create_task(answer(message, 0.01 * (2 - number % 3))))
+            number += 1
+        await asyncio.gather(*later)
+        answers.put_nowait(None)
 
     def _answer(self, message: embedder_pb2.EmbedStreamRequest) -> embedder_pb2.EmbedStreamResponse:
         try:

@@ -144,7 +144,7 @@ async def test_a_stream_answers_while_it_is_open(ready: Any) -> None:
     await call.write(prober_pb2.RecognizeStreamRequest(config=config))
     stereo = np.repeat((noise(0.7) * 32767).astype("<i2")[:, None], 2, axis=1).tobytes()
     await call.write(prober_pb2.RecognizeStreamRequest(chunk=stereo))
-    first = await call.read()  # the toy embedder answers three windows at a time, the last one first
+    first = await call.read()
     assert (first.window.start_ms, first.window.end_ms) == (0, 200)
     await call.done_writing()
     rest = []
@@ -153,10 +153,31 @@ async def test_a_stream_answers_while_it_is_open(ready: Any) -> None:
     assert rest == [200, 400, 500]
 
 
-async def test_silent_windows_are_left_out(ready: Any) -> None:
+async def test_silent_windows_abstain(ready: Any) -> None:
     samples = np.concatenate([noise(1), np.zeros(RATE, dtype=np.float32), noise(1)])
     answer = await recognised(ready, wav(samples), window_ms=1000)
-    assert [window.start_ms for window in answer.windows] == [0, 2000]
+    assert [(window.index, window.start_ms) for window in answer.windows] == [(0, 0), (1, 1000), (2, 2000)]
+    silent = answer.windows[1]
+    assert silent.abstention == prober_pb2.ABSTENTION_SILENCE
+    assert (silent.label, silent.confidence, len(silent.probabilities)) == ("", 0.0, 0)
+    assert not silent.HasField("speech")
+    mean = (probabilities(answer.windows[0]) + probabilities(answer.windows[2])) / 2
+    np.testing.assert_allclose(probabilities(answer.overall), mean, atol=1e-6)
+    assert (answer.overall.abstention, answer.overall.end_ms) == (prober_pb2.ABSTENTION_UNSPECIFIED, 3000)
+
+
+@pytest.mark.parametrize("options", [{}, {"window_ms": 500}])
+async def test_silence_and_a_moment_abstain_as_a_whole(ready: Any, options: dict[str, Any]) -> None:
+    cases = {0.5: prober_pb2.ABSTENTION_SILENCE, 0.05: prober_pb2.ABSTENTION_TOO_SHORT}
+    for seconds, reason in cases.items():
+        samples = np.zeros(int(seconds * RATE), dtype=np.float32) if seconds == 0.5 else noise(seconds)
+        answer = await recognised(ready, wav(samples), **options)
+        assert answer.overall.abstention == answer.windows[0].abstention == reason
+        assert (answer.overall.end_ms, answer.overall.label) == (seconds * 1000, "")
+        assert answer.bundle.digest
+    asked = await recognised(ready, wav(noise(0.05)), every_window=True, **options)
+    assert asked.overall.label
+    assert asked.overall.abstention == prober_pb2.ABSTENTION_UNSPECIFIED
 
 
 async def test_priors(ready: Any, corpus: Any, tmp_path: Path) -> None:
@@ -211,8 +232,6 @@ async def test_bad_audio_is_refused(ready: Any) -> None:
     for options in ({}, {"window_ms": 500}):
         with pytest.raises(BadAudio, match="not audio that can be decoded"):
             await recognised(ready, common_pb2.Audio(container=b"no audio at all" * 20), **options)
-    with pytest.raises(BadAudio, match="silent"):
-        await recognised(ready, wav(np.zeros(RATE, dtype=np.float32)), window_ms=500)
     loud = noise(2)
     loud[20_000] = 1.0
     with pytest.raises(BadAudio, match="hears clipping"):
