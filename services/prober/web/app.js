@@ -42,7 +42,6 @@ function begin({ live, seek }) {
   results = { head: chosen.head, settings: chosen, classes, windows: [], overall: null };
   tableHead(by("table"), classes);
   timeline.begin(classes, { live, hop_ms: chosen.hop_ms, seek });
-  by("overall").replaceChildren();
   by("now").textContent = "Listening …";
   for (const id of ["json", "csv"]) by(id).disabled = true;
   return chosen;
@@ -71,7 +70,10 @@ function finish() {
   said = "";
   const answered = results.windows.filter((window) => window.probabilities).length;
   status(`${results.windows.length} windows, ${answered} with an answer.`);
-  if (results.overall) by("now").textContent = `Overall: ${words(results.overall)}`;
+  if (results.overall) {
+    by("now").textContent = `Overall: ${words(results.overall)}`;
+    timeline.finish(results.overall);
+  }
   by("cancel").hidden = true;
 }
 

@@ -39,8 +39,13 @@ class Microphone {
     this.stream.getTracks()[0].onended = lost;
   }
 
-  // Resolves once the last samples were handed over.
-  async stop() {
+  // Resolves once the last samples were handed over; a second call is the first.
+  stop() {
+    this.stopping ??= this.close();
+    return this.stopping;
+  }
+
+  async close() {
     if (this.node) {
       this.node.port.postMessage("flush");
       await Promise.race([this.stopped, new Promise((resolve) => setTimeout(resolve, 500))]);

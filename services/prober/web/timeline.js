@@ -19,7 +19,7 @@ export class Timeline {
   }
 
   begin(classes, { live, hop_ms, seek }) {
-    Object.assign(this, { live, hop_ms, seek, windows: [], cursor_ms: null });
+    Object.assign(this, { live, hop_ms, seek, windows: [], cursor_ms: null, overall: null });
     this.rows = new Map(classes.map((label) => [label, this.row(label)]));
     this.axis = Object.assign(document.createElement("div"), { className: "axis" });
     this.axis.setAttribute("aria-hidden", "true");
@@ -45,6 +45,12 @@ export class Timeline {
 
   add(window) {
     this.windows.push(window);
+    this.draw();
+  }
+
+  // From now on the numbers are the overall answer's, except where the player is.
+  finish(overall) {
+    this.overall = overall;
     this.draw();
   }
 
@@ -84,7 +90,7 @@ export class Timeline {
       drawn[kind] += `M${x} 100V${(100 - height).toFixed(1)}H${right}V100Z`;
     }
     for (const [kind, path] of Object.entries(row.paths)) path.setAttribute("d", drawn[kind]);
-    const now = this.cursor_ms === null ? last : (this.windows.findLast((window) => window.start_ms <= this.cursor_ms) ?? last);
+    const now = this.cursor_ms === null ? (this.overall ?? last) : (this.windows.findLast((window) => window.start_ms <= this.cursor_ms) ?? last);
     row.value.textContent = now.probabilities ? percent(now.probabilities[label]) : "–";
     row.box.classList.toggle("top", now.label === label);
     row.cursor.setAttribute("visibility", this.cursor_ms === null ? "hidden" : "visible");
