@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # What an image must do without: none but the prober trains, and only `servox export` reads checkpoints.
 ABSENT = {
     "embedder": ("torch", "transformers", "bentoml", "sklearn", "sqlalchemy", "pip"),
-    "prober": ("transformers", "openvino", "onnxruntime", "sqlalchemy", "pip"),
+    "prober": ("transformers", "openvino", "sqlalchemy", "pip"),
     "evaluator": ("torch", "transformers", "bentoml", "openvino", "onnxruntime", "pip"),
 }
 PROBE = """

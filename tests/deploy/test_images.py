@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("embedder", "prober", "evaluator")
 EXTRAS = {
     "embedder": {"embedder", "tracing"},
-    "prober": {"prober", "train", "tracing"},
+    "prober": {"prober", "train", "tracing", "vad"},
     "evaluator": {"evaluator", "tracing"},
 }
 
