@@ -90,6 +90,18 @@ class _Raw:
     rate_hz: int
 
 
+class SoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """A file that is read from its start to its end and never sought in.
+
+    soundfile seeks to where it is after every piece that it reads. An MP3 decoder loses its reservoir of bits by that:
+    the next piece would begin with silence.
+    """
+
+    def seekable(self) -> bool:
+        """No."""
+        return False
+
+
 def decode(data: bytes | Pcm, rate_hz: int, limits: Limits | None = None) -> Clip:
     """Mono samples of `data` at `rate_hz`.
 
@@ -145,13 +157,13 @@ def _from_file(data: bytes, limits: Limits) -> _Raw:
     if lack := containers.missing(data):
         raise BadAudio(f"the audio is truncated: {lack}; send the whole file")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with SoundFile(io.BytesIO(data)) as file:
             return _read_soundfile(file, limits)
     except soundfile.LibsndfileError:
         return _from_container(data, limits)
 
 
-def _read_soundfile(file: soundfile.SoundFile, limits: Limits) -> _Raw:
+def _read_soundfile(file: SoundFile, limits: Limits) -> _Raw:
     check_layout(file.samplerate, file.channels)
     promised = file.frames if 0 <= file.frames < 1 << 62 else None
     wanted = _frames_to_read(promised if promised is not None else 1 << 62, file.samplerate, limits)
@@ -172,7 +184,7 @@ def _read_soundfile(file: soundfile.SoundFile, limits: Limits) -> _Raw:
     return _Raw(samples=samples, rate_hz=file.samplerate)
 
 
-def _read_blocks(file: soundfile.SoundFile, wanted: int) -> Samples:
+def _read_blocks(file: SoundFile, wanted: int) -> Samples:
     """Up to `wanted` frames, in pieces: a header that lies about its length must not allocate for it."""
     parts: list[Samples] = []
     left = wanted

@@ -22,7 +22,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from servox import audio, containers
-from servox.audio import REMEDY, SHORTFALL_MS, Pcm, Samples
+from servox.audio import REMEDY, SHORTFALL_MS, Pcm, Samples, SoundFile
 from servox.errors import BadAudio, BadInput, TooLarge
 
 BLOCK_FRAMES = 1 << 15
@@ -175,7 +175,7 @@ def _open_pcm(pcm: Pcm, max_duration_ms: int) -> Reader:
 
 def _open_soundfile(file: BinaryIO, data: bytes | mmap.mmap, max_duration_ms: int, stack: ExitStack) -> Reader | None:
     try:
-        sound = stack.enter_context(soundfile.SoundFile(file))
+        sound = stack.enter_context(SoundFile(file))
     except soundfile.LibsndfileError:
         file.seek(0)
         return None

@@ -85,6 +85,12 @@ def test_every_format_keeps_pitch_length_and_level(name: str) -> None:
     assert float(np.sqrt(np.mean(middle**2))) == pytest.approx(0.5 / np.sqrt(2), rel=0.06)  # LAME scales by 0.95
 
 
+def test_a_long_mp3_has_no_gaps() -> None:
+    data = FORMATS["mp3"](tone(48_000, seconds=12.0), 48_000)
+    at_once, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    np.testing.assert_array_equal(decode(data, 48_000).samples, at_once)
+
+
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000])
 def test_resampling_agrees_with_scipy_inside_the_band(rate_hz: int) -> None:
     rng = np.random.default_rng(rate_hz)
