@@ -13,18 +13,16 @@
 import json
 import mmap
 import os
-import resource
 import signal
 import socket
 import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from servox import audio
+from servox.confinement import confine, data_bytes, place
 from servox.errors import BadInput
 
 PACKET_BYTES = 1 << 15
@@ -106,14 +104,14 @@ def main() -> None:
     order = Order(**json.loads(sys.argv[1]))
     with socket.socket(fileno=order.socket) as peer, mmap.mmap(order.memory, order.shared_bytes) as shared:
         os.close(order.memory)
-        idle_bytes = _data_bytes()
-        _confine(idle_bytes + order.memory_bytes)
+        idle_bytes = data_bytes()
+        confine(idle_bytes + order.memory_bytes)
         peer.send(b"{}")  # ready
         while packet := peer.recv(PACKET_BYTES):
             signal.setitimer(signal.ITIMER_REAL, order.timeout_s + ALARM_MARGIN_S)
             reply = _answer(json.loads(packet), order, shared)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            reply["worn"] = _data_bytes() - idle_bytes > WORN_SHARE * order.memory_bytes
+            reply["worn"] = data_bytes() - idle_bytes > WORN_SHARE * order.memory_bytes
             peer.send(json.dumps(reply).encode())
 
 
@@ -128,32 +126,8 @@ def _answer(request: dict[str, int], order: Order, shared: mmap.mmap) -> dict[st
     except MemoryError:
         return {"error": "memory"}
     except Exception as error:  # noqa: BLE001 -- the process's edge; its text may hold data, so only its place is told
-        return {"error": "bug", "message": f"{type(error).__name__} at {_place(error)}"}
+        return {"error": "bug", "message": f"{type(error).__name__} at {place(error)}"}
     return {"samples": len(clip.samples), "duration_ms": clip.duration_ms, "truncated": clip.truncated}
-
-
-def _place(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "an unknown place"
-
-
-def _data_bytes() -> int:
-    """What `RLIMIT_DATA` counts: private writable memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[5]) * mmap.PAGESIZE
-
-
-def _confine(data_bytes: int) -> None:
-    with suppress(OSError):  # a sandbox may forbid it; the limits below still hold
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    limits = ((resource.RLIMIT_DATA, data_bytes), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0))
-    for limit, value in limits:
-        resource.setrlimit(limit, (value, value))
-    # Decoders complain of damaged files on standard error, tags included.
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
 
 
 if __name__ == "__main__":
