@@ -14,7 +14,7 @@ import pytest
 
 from servox import audio
 from servox.arrays import EmbeddingStore, LabelledClip, write_clip_set
-from servox.errors import BadAudio, ServoxError
+from servox.errors import BadAudio, ServoxError, Unavailable
 from servox.rpc import Server, channel
 from servox.telemetry import Metrics
 from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
@@ -116,9 +116,12 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
     def __init__(self) -> None:
         self.bundle = BUNDLE
         self.requests: list[embedder_pb2.EmbedRequest] = []
+        self.deaf = False  # takes windows and answers none
+        self.failures = 0  # streams that are still to break after they took a window
 
     async def Describe(self, request: Any, context: Any) -> embedder_pb2.DescribeResponse:
-        return embedder_pb2.DescribeResponse(bundle=common_pb2.Bundle(digest=self.bundle), rate_hz=16_000)
+        bundle = common_pb2.Bundle(digest=self.bundle)
+        return embedder_pb2.DescribeResponse(bundle=bundle, rate_hz=16_000, dims=DIMS, layers=range(LAYERS))
 
     async def Embed(self, request: embedder_pb2.EmbedRequest, context: Any) -> embedder_pb2.EmbedResponse:
         return self._embedded(request)
@@ -128,6 +131,8 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
         reading = asyncio.create_task(self._read(request_iterator, answers))
         try:
             while (answer := await answers.get()) is not None:
+                if isinstance(answer, Unavailable):
+                    raise answer
                 yield answer
         finally:
             reading.cancel()
@@ -141,6 +146,12 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
             answers.put_nowait(self._answer(message))
 
         async for message in requests:
+            if self.failures:
+                self.failures -= 1
+                answers.put_nowait(Unavailable("the toy embedder restarts"))
+                return
+            if self.deaf:
+                continue
             later.add(asyncio.create_task(answer(message, 0.01 * (2 - number % 3))))
             number += 1
         await asyncio.gather(*later)
@@ -183,24 +194,31 @@ class Pair:
     address: str
 
 
-@pytest.fixture
-def toy() -> ToyEmbedder:
-    """An embedder that is not served yet."""
-    return ToyEmbedder()
+@pytest.fixture(scope="session")
+def toys() -> type[ToyEmbedder]:
+    """Makes embedders that are not served yet."""
+    return ToyEmbedder
+
+
+@asynccontextmanager
+async def paired(folder: Path, **flags: Any) -> AsyncIterator[Pair]:
+    """A prober with a toy embedder, below a folder."""
+    toy = ToyEmbedder()
+    server = Server(address=f"unix:{folder / 'e.sock'}", services=[], max_message_bytes=1 << 26)
+    embedder_pb2_grpc.add_EmbedderServicer_to_server(toy, server.grpc)  # type: ignore[no-untyped-call]
+    address = await server.start()
+    try:
+        async with prober_at(folder, embedder=address, **flags) as stub:
+            yield Pair(prober=stub, embedder=toy, address=f"unix:{folder / 'p.sock'}")
+    finally:
+        await server.stop()
 
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     """A prober with an embedder."""
-    toy = ToyEmbedder()
-    server = Server(address=f"unix:{tmp_path / 'e.sock'}", services=[], max_message_bytes=1 << 26)
-    embedder_pb2_grpc.add_EmbedderServicer_to_server(toy, server.grpc)  # type: ignore[no-untyped-call]
-    address = await server.start()
-    try:
-        async with prober_at(tmp_path, embedder=address, max_windows=50, windows_in_flight=4) as stub:
-            yield Pair(prober=stub, embedder=toy, address=f"unix:{tmp_path / 'p.sock'}")
-    finally:
-        await server.stop()
+    async with paired(tmp_path, max_windows=50, windows_in_flight=4) as each:
+        yield each
 
 
 @pytest.fixture

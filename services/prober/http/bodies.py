@@ -71,8 +71,8 @@ class Spool:
 
     @property
     def path(self) -> Path | None:
-        """Where a long body can be opened, in this process; None where all is in memory."""
-        return Path(f"/proc/self/fd/{self._file.fileno()}") if self._file else None
+        """Where a long body can be opened, by this process and its workers; None where all is in memory."""
+        return Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}") if self._file else None
 
     async def write(self, data: bytes) -> None:
         """Takes bytes.

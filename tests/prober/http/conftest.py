@@ -1,5 +1,7 @@
 """A prober with HTTP on a Unix socket, the toy embedder that it asks, and callers of both faces."""
+# ruff: noqa: ANN401 -- types of a conftest cannot be imported
 
+import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import pytest_asyncio
 import soundfile
 
 from services.prober.card import Card
@@ -18,7 +21,7 @@ from services.prober.heads import Floats, Head, shapes
 from services.prober.registry import Registry
 from servox.rpc import Server, channel
 from servox.telemetry import Metrics
-from servox.v1 import embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
+from servox.v1 import embedder_pb2_grpc, prober_pb2_grpc
 
 RATE = 16_000
 BUNDLE, DIMS = "ab" * 32, 24  # of the toy embedder
@@ -70,6 +73,21 @@ class Face:
     @staticmethod
     def wav(seconds: float, *, rate_hz: int = RATE) -> bytes:
         return wav(noise(seconds, rate_hz=rate_hz), rate_hz=rate_hz)
+
+    @staticmethod
+    def clipping() -> bytes:
+        """What the toy embedder refuses."""
+        return wav(np.ones(8000, dtype=np.float32))
+
+    async def raw(self, data: bytes, *, wait_s: float = 5.0) -> bytes:
+        """Sends bytes, and gives all that comes back until the server closes."""
+        reader, writer = await asyncio.open_unix_connection(str(self.socket))
+        writer.write(data)
+        try:
+            async with asyncio.timeout(wait_s):
+                return await reader.read()
+        finally:
+            writer.close()
 
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -155,9 +173,9 @@ Opened = Callable[..., AbstractAsyncContextManager[Face]]
 
 
 @pytest.fixture
-def opened(tmp_path: Path, toy: Any) -> Opened:
+def opened(tmp_path: Path, toys: Any) -> Opened:
     """Makes a prober with heads and an embedder, with other settings than `face` has."""
-    return partial(face_at, with_heads(tmp_path), toy)
+    return partial(face_at, with_heads(tmp_path), toys())
 
 
 @pytest.fixture
@@ -170,4 +188,11 @@ def alone(tmp_path: Path) -> Opened:
 async def face(opened: Opened) -> AsyncIterator[Face]:
     """A prober with heads and an embedder."""
     async with opened() as found:
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory, toys: Any) -> AsyncIterator[Face]:
+    """One for all tests of a module, which leave it as it was and run in the module's loop."""
+    async with face_at(with_heads(tmp_path_factory.mktemp("shared")), toys()) as found:
         yield found
