@@ -113,6 +113,8 @@ async def prober_at(folder: Path, **flags: Any) -> AsyncIterator[Any]:
 class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
     """Embeds PCM into level and spectrum, at the seam where the embedder would be; answers windows out of order."""
 
+    embeds: Any = None  # what a test puts in the place of `Embed`
+
     def __init__(self) -> None:
         self.bundle = BUNDLE
         self.requests: list[embedder_pb2.EmbedRequest] = []
@@ -124,6 +126,9 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
         return embedder_pb2.DescribeResponse(bundle=bundle, rate_hz=16_000, dims=DIMS, layers=range(LAYERS))
 
     async def Embed(self, request: embedder_pb2.EmbedRequest, context: Any) -> embedder_pb2.EmbedResponse:
+        if self.embeds:
+            answer: embedder_pb2.EmbedResponse = await self.embeds(self, request, context)
+            return answer
         return self._embedded(request)
 
     async def EmbedStream(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:

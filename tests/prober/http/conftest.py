@@ -5,7 +5,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Face:
         server: itself.
         metrics: what it counts in.
         embedder: what it asks.
+        waiting: set by a test's own embedder when it is asked.
+        left: set by it when it is done, or left alone.
     """
 
     http: httpx.AsyncClient
@@ -58,6 +60,12 @@ class Face:
     server: Any
     metrics: Metrics
     embedder: Any
+    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def slow(self, answer: Any) -> None:
+        """From here on the embedder answers single clips so."""
+        self.embedder.embeds = answer
 
     async def recognize(self, body: Any, **query: Any) -> httpx.Response:
         """A recognition with a head named `toy`, unless told otherwise."""
