@@ -1,8 +1,11 @@
 """The Python client: audio in, embeddings or emotions out, over gRPC.
 
-    async with Client(embedder="localhost:50051") as client:
-        async for answer in client.embed(files("a.wav", "b.flac")):
-            print(answer.id, answer.array.shape if isinstance(answer, Embedding) else answer.error)
+    async with Client(prober="localhost:50052") as client:
+        answer = await client.recognize(Path("clip.wav"), head="emodb-mlp")
+        print(answer.overall.label, answer.overall.confidence)
+
+        async for heard in client.stream(Microphone(), head="emodb-mlp", window_ms=3000, hop_ms=1000):
+            print(heard.window.start_ms, heard.window.label)
 
 `SyncClient` has the same methods for code without an event loop. Bulk work keeps a bounded number of clips in flight,
 resends what a full or restarting server did not answer, and reports a bad clip by itself. Behind a name with several
@@ -11,34 +14,74 @@ replicas it is spread over all of them, those included that come later.
 
 import asyncio
 import contextlib
-import threading
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
-    Iterator,
+    Mapping,
 )
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from servox.errors import BadInput, BadSetting, NotFound, Overloaded, ServoxError, Unavailable
+from servox.answers import (
+    Abstention,
+    Bundle,
+    Embedding,
+    Failed,
+    Head,
+    HeadSummary,
+    Heard,
+    Recognition,
+    Timings,
+    Window,
+    bundle_from_proto,
+    recognition_from_proto,
+    summary_from_proto,
+    timings_from_proto,
+)
+from servox.capture import Microphone
+from servox.errors import BadInput, BadSetting, DeadlineExpired, Overloaded, ServoxError, Unavailable
+from servox.live import CLOCKS_S, Asked, Encoded, Recording, Sound, late, stream
 from servox.resending import embed_all, pause_s
 from servox.rpc import Tls, channel, translated
-from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
-from servox.wire import Floats, array_from_proto
+from servox.sources import Audio, Clip, Source, each, files, load, opened, pcm
+from servox.sync import SyncClient
+from servox.v1 import embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
+from servox.wire import array_from_proto
+
+__all__ = [
+    "Abstention",
+    "Audio",
+    "Bundle",
+    "Client",
+    "Clip",
+    "Clips",
+    "Embedding",
+    "Failed",
+    "Head",
+    "HeadSummary",
+    "Heard",
+    "Microphone",
+    "Pooling",
+    "Prior",
+    "Recognition",
+    "Source",
+    "SyncClient",
+    "Timings",
+    "Tls",
+    "Window",
+    "files",
+    "pcm",
+]
 
 Pooling = Literal["mean", "mean_std", "frames"]
-Audio = bytes | Path | common_pb2.Audio
-Clips = Iterable["Clip"] | AsyncIterable["Clip"]
+Clips = Iterable[Clip] | AsyncIterable[Clip]
+Prior = Literal["train", "uniform"] | Mapping[str, float]
 T = TypeVar("T")
 
 _POOLINGS: dict[str, embedder_pb2.Pooling] = {
@@ -46,69 +89,10 @@ _POOLINGS: dict[str, embedder_pb2.Pooling] = {
     "mean_std": embedder_pb2.POOLING_MEAN_STD,
     "frames": embedder_pb2.POOLING_FRAMES,
 }
+_PRIORS = {"train": prober_pb2.Prior.KIND_TRAIN, "uniform": prober_pb2.Prior.KIND_UNIFORM}
 ATTEMPTS = 5
 CONNECT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """Audio under a name of the caller's choice; a path is read when its turn comes."""
-
-    id: str
-    audio: Audio
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embedding:
-    """What a clip became.
-
-    Args:
-        id: of the clip.
-        array: float32 [layers, d], [layers, 2, d] or [frames, d], by pooling.
-        layers: the first axis of `array`, unless frames were asked for.
-        bundle: what made it; embeddings of different digests do not compare.
-        timings: where the server's time went, in microseconds.
-        duration_ms: of the audio that was embedded.
-        truncated: whether the clip was longer.
-    """
-
-    id: str
-    array: Floats
-    layers: tuple[int, ...]
-    bundle: common_pb2.Bundle
-    timings: common_pb2.Timings
-    duration_ms: int
-    truncated: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """Why one clip has no embedding while the others have theirs."""
-
-    id: str
-    error: ServoxError
-
-
-def files(*paths: Path | str) -> list[Clip]:
-    """Files as clips named by their paths."""
-    return [Clip(id=str(path), audio=Path(path)) for path in paths]
-
-
-def pcm(samples: npt.ArrayLike, rate_hz: int) -> common_pb2.Audio:
-    """Float samples [n] or [n, channels], full scale 1.0, as audio.
-
-    Raises:
-        BadInput: another number of dimensions.
-    """
-    values = np.asarray(samples, dtype="<f4")
-    if values.ndim not in (1, 2):
-        raise BadInput(f"samples of shape {values.shape}: give [n] or [n, channels]")
-    channels = values.shape[1] if values.ndim == 2 else 1
-    return common_pb2.Audio(
-        pcm=common_pb2.Pcm(
-            data=values.tobytes(), rate_hz=rate_hz, channels=channels, format=common_pb2.SAMPLE_FORMAT_F32
-        )
-    )
+RECONNECT_S = 30.0
 
 
 class Client:
@@ -150,18 +134,25 @@ class Client:
 
     async def close(self) -> None:
         """Closes the connections."""
-        for each in self._channels.values():
-            await each.close()
+        for one in self._channels.values():
+            await one.close()
 
-    async def describe(self) -> embedder_pb2.DescribeResponse:
+    async def describe(self, *, timeout_s: float | None = None) -> embedder_pb2.DescribeResponse:
         """What the embedder runs and accepts.
 
         Raises:
             Unavailable: nobody answers.
+            DeadlineExpired: not within `timeout_s`.
         """
         stub = embedder_pb2_grpc.EmbedderStub(self._channel("embedder"))  # type: ignore[no-untyped-call]
         answer: embedder_pb2.DescribeResponse = await self._retrying(
-            "embedder", lambda: stub.Describe(embedder_pb2.DescribeRequest(), wait_for_ready=True, timeout=CONNECT_S)
+            "embedder",
+            lambda left_s: stub.Describe(
+                embedder_pb2.DescribeRequest(),
+                wait_for_ready=True,
+                timeout=CONNECT_S if left_s is None else min(CONNECT_S, left_s),
+            ),
+            timeout_s,
         )
         return answer
 
@@ -186,9 +177,9 @@ class Client:
         unreadable: asyncio.Queue[Failed] = asyncio.Queue()
 
         async def requests() -> AsyncIterator[tuple[str, embedder_pb2.EmbedRequest]]:
-            async for clip in _each(clips):
+            async for clip in each(clips):
                 try:
-                    audio = await _load(clip.audio)
+                    audio = await load(clip.audio)
                 except ServoxError as error:
                     unreadable.put_nowait(Failed(id=clip.id, error=error))
                     continue
@@ -212,126 +203,143 @@ class Client:
             yield unreadable.get_nowait()
 
     async def recognize(
-        self, audio: Audio, *, head: str, prior: prober_pb2.Prior | None = None, window_ms: int = 0, hop_ms: int = 0
-    ) -> prober_pb2.RecognizeResponse:
+        self,
+        audio: Audio | str,
+        *,
+        head: str,
+        prior: Prior = "train",
+        window_ms: int = 0,
+        hop_ms: int = 0,
+        every_window: bool = False,
+        timeout_s: float | None = None,
+    ) -> Recognition:
         """Emotions of a clip.
 
         Args:
             audio: a file, its bytes, or `pcm(...)`.
             head: its name, or name:version.
-            prior: the class prior to assume; None for the training set's.
+            prior: the class prior to assume: that of the training set, equal shares, or a probability for each class.
             window_ms: length of the windows; 0 for the whole clip.
             hop_ms: from one window to the next; 0 for their length.
+            every_window: answer windows without speech as well.
+            timeout_s: for all of it, further attempts included; None for as long as it takes.
 
         Raises:
             BadInput, NotFound, HeadMismatch: what the prober refuses.
-            Unavailable: it stays away.
+            Overloaded, Unavailable: it stays full, or away.
+            DeadlineExpired: no answer within `timeout_s`.
         """
-        config = prober_pb2.RecognizeConfig(head=head, prior=prior, window_ms=window_ms, hop_ms=hop_ms)
-        request = prober_pb2.RecognizeRequest(audio=await _load(audio), config=config)
+        config = _config(head, prior, window_ms=window_ms, hop_ms=hop_ms, every_window=every_window)
+        request = prober_pb2.RecognizeRequest(audio=await load(audio), config=config)
         stub = prober_pb2_grpc.ProberStub(self._channel("prober"))  # type: ignore[no-untyped-call]
-        answer: prober_pb2.RecognizeResponse = await self._retrying("prober", lambda: stub.Recognize(request))
-        return answer
+        answer: prober_pb2.RecognizeResponse = await self._retrying(
+            "prober", lambda left_s: stub.Recognize(request, timeout=left_s), timeout_s
+        )
+        return recognition_from_proto(answer)
+
+    async def stream(
+        self,
+        source: Source,
+        *,
+        head: str,
+        window_ms: int,
+        hop_ms: int = 0,
+        prior: Prior = "train",
+        every_window: bool = False,
+        rate_hz: int | None = None,
+        timeout_s: float | None = None,
+        reconnect_s: float = RECONNECT_S,
+    ) -> AsyncGenerator[Heard, None]:
+        """Windows of audio as it comes, in their order, each as soon as it is whole.
+
+        A lost connection is opened again and nothing is lost or answered twice.
+
+        Args:
+            source: a file of any length, its bytes, a `Microphone`, or chunks of samples, [n] or [n, channels], float
+                (full scale 1.0) or int16; a plain iterator is asked in a thread, so it may wait.
+            head: its name, or name:version.
+            window_ms: length of the windows.
+            hop_ms: from one window to the next; 0 for their length.
+            prior: as in `recognize`.
+            every_window: answer windows without speech as well.
+            rate_hz: of chunks of samples; a file and a microphone know their own.
+            timeout_s: for all of it; None for as long as it takes.
+            reconnect_s: how long to go on trying when the prober is away, or full.
+
+        Raises:
+            BadSetting: chunks without a rate.
+            BadInput, NotFound, HeadMismatch: what the prober refuses.
+            Overloaded, Unavailable: it stays full, or away.
+            DeadlineExpired: not finished within `timeout_s`, or the source sent nothing for longer than the prober
+                waits.
+        """
+        config = _config(head, prior, window_ms=window_ms, hop_ms=hop_ms, every_window=every_window)
+        found = await asyncio.to_thread(opened, source, rate_hz)
+        sound: Sound = (
+            Encoded(found) if isinstance(found, bytes | Path) else Recording(found, window_ms=window_ms, hop_ms=hop_ms)
+        )
+        stub = prober_pb2_grpc.ProberStub(self._channel("prober"))  # type: ignore[no-untyped-call]
+        asked = Asked(config=config, peer=self._peer("prober"), timeout_s=timeout_s, reconnect_s=reconnect_s)
+        async with contextlib.aclosing(stream(stub, sound, asked)) as answers:
+            async for heard in answers:
+                yield heard
+
+    async def heads(self, prefix: str = "", *, timeout_s: float | None = None) -> list[HeadSummary]:
+        """Heads whose name begins with `prefix`.
+
+        Raises:
+            Unavailable: the prober stays away.
+            DeadlineExpired: no answer within `timeout_s`.
+        """
+        stub = prober_pb2_grpc.ProberStub(self._channel("prober"))  # type: ignore[no-untyped-call]
+        request = prober_pb2.ListHeadsRequest(prefix=prefix)
+        answer: prober_pb2.ListHeadsResponse = await self._retrying(
+            "prober", lambda left_s: stub.ListHeads(request, timeout=left_s), timeout_s
+        )
+        return [summary_from_proto(summary) for summary in answer.heads]
 
     def _channel(self, name: str) -> Any:  # noqa: ANN401 -- generated stubs have no types
         if name not in self._channels:
             raise BadSetting(f"this client knows no {name}: give its address, as in Client({name}='localhost:...')")
         return self._channels[name]
 
-    async def _retrying(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+    def _peer(self, name: str) -> str:
+        return f"{name} at {self._addresses[name]}"
+
+    async def _retrying(
+        self, name: str, call: Callable[[float | None], Awaitable[T]], timeout_s: float | None = None
+    ) -> T:
+        """The answer of a call that is given the time that is left; what may succeed later is tried again."""
+        ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         for attempt in range(ATTEMPTS):
+            left_s = None if ends_s is None else max(0.0, ends_s - time.monotonic())
             try:
-                with translated(f"{name} at {self._addresses[name]}"):
-                    return await call()
+                with translated(self._peer(name)):
+                    return await call(left_s)
             except (Overloaded, Unavailable) as error:
-                if attempt == ATTEMPTS - 1:
+                wait_s = pause_s(error, attempt)
+                if attempt == ATTEMPTS - 1 or (ends_s is not None and time.monotonic() + wait_s >= ends_s):
                     raise
-                await asyncio.sleep(pause_s(error, attempt))
+                await asyncio.sleep(wait_s)
+            except DeadlineExpired:
+                if timeout_s is None or ends_s is None or time.monotonic() < ends_s - CLOCKS_S:
+                    raise
+                raise late(self._peer(name), timeout_s) from None
         raise AssertionError("the last attempt returns or raises")
 
 
-class SyncClient:
-    """`Client` for code without an event loop: the same calls, each waiting for its answer.
-
-    Takes the arguments of `Client`. Safe to use from several threads.
-    """
-
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 -- those of Client
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="servox-client", daemon=True)
-        self._thread.start()
-        self._client = self._wait(_make(options))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connections and ends the thread."""
-        self._wait(self._client.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def describe(self) -> embedder_pb2.DescribeResponse:
-        """`Client.describe`."""
-        return self._wait(self._client.describe())
-
-    def embed(
-        self, clips: Iterable[Clip], *, pooling: Pooling = "mean", layers: Iterable[int] = (), truncate_ms: int = 0
-    ) -> Iterator[Embedding | Failed]:
-        """`Client.embed`."""
-        answers = self._client.embed(clips, pooling=pooling, layers=layers, truncate_ms=truncate_ms)
-        try:
-            while (answer := self._wait(_next(answers))) is not None:
-                yield answer
-        finally:
-            self._wait(_finish(answers))
-
-    def recognize(
-        self, audio: Audio, *, head: str, prior: prober_pb2.Prior | None = None, window_ms: int = 0, hop_ms: int = 0
-    ) -> prober_pb2.RecognizeResponse:
-        """`Client.recognize`."""
-        return self._wait(self._client.recognize(audio, head=head, prior=prior, window_ms=window_ms, hop_ms=hop_ms))
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+def _config(head: str, prior: Prior, *, window_ms: int, hop_ms: int, every_window: bool) -> prober_pb2.RecognizeConfig:
+    return prober_pb2.RecognizeConfig(
+        head=head, prior=_prior(prior), window_ms=window_ms, hop_ms=hop_ms, every_window=every_window
+    )
 
 
-async def _make(options: dict[str, Any]) -> Client:
-    return Client(**options)
-
-
-async def _next(answers: AsyncGenerator[Embedding | Failed, None]) -> Embedding | Failed | None:
-    return await anext(answers, None)
-
-
-async def _finish(answers: AsyncGenerator[Embedding | Failed, None]) -> None:
-    await answers.aclose()
-
-
-async def _each(clips: Clips) -> AsyncIterator[Clip]:
-    if isinstance(clips, AsyncIterable):
-        async for clip in clips:
-            yield clip
-    else:
-        for clip in clips:
-            yield clip
-
-
-async def _load(audio: Audio) -> common_pb2.Audio:
-    if isinstance(audio, common_pb2.Audio):
-        return audio
-    if isinstance(audio, bytes):
-        return common_pb2.Audio(container=audio)
-    try:
-        return common_pb2.Audio(container=await asyncio.to_thread(audio.read_bytes))
-    except OSError as error:
-        raise NotFound(f"{audio}: {error.strerror}; give a readable audio file") from None
+def _prior(prior: Prior) -> prober_pb2.Prior:
+    if isinstance(prior, Mapping):
+        return prober_pb2.Prior(kind=prober_pb2.Prior.KIND_EXPLICIT, probabilities=prior)
+    if prior not in _PRIORS:
+        raise BadInput(f"prior {prior!r} is unknown: give {', '.join(_PRIORS)} or a probability for each class")
+    return prober_pb2.Prior(kind=_PRIORS[prior])
 
 
 def _answer(name: str, outcome: embedder_pb2.EmbedResponse | ServoxError) -> Embedding | Failed:
@@ -341,8 +349,8 @@ def _answer(name: str, outcome: embedder_pb2.EmbedResponse | ServoxError) -> Emb
         id=name,
         array=array_from_proto(outcome.embedding, name="embedding"),
         layers=tuple(outcome.layers),
-        bundle=outcome.bundle,
-        timings=outcome.timings,
+        bundle=bundle_from_proto(outcome.bundle),
+        timings=timings_from_proto(outcome.timings),
         duration_ms=outcome.duration_ms,
         truncated=outcome.truncated,
     )

@@ -382,7 +382,7 @@ def test_pauses_grow_and_respect_what_the_server_asked_for() -> None:
 
 
 async def test_the_sync_face_does_the_same_without_a_loop(tmp_path: Path) -> None:
-    def work(address: str) -> tuple[dict[str, Embedding | Failed], int, str]:
+    def work(address: str) -> tuple[dict[str, Embedding | Failed], int, str | None]:
         with SyncClient(embedder=address, prober=address) as client:
             dims = client.describe().dims
             label = client.recognize(b"abc", head="mine").overall.label
@@ -402,7 +402,8 @@ def test_the_client_needs_no_more_than_a_bare_install() -> None:
     code = textwrap.dedent("""
         import sys
         import servox.client
-        heavy = {"torch", "transformers", "soundfile", "av", "pyarrow", "pydantic", "prometheus_client", "onnxruntime"}
+        heavy = {"torch", "transformers", "soundfile", "av", "pyarrow", "pydantic", "prometheus_client", "onnxruntime",
+                 "pandas", "sounddevice", "typer", "rich"}
         print(sorted(heavy & set(sys.modules)))
     """)
     assert importlib.util.find_spec("soundfile"), "or this would prove nothing"
