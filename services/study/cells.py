@@ -14,8 +14,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from services.prober.fitting import standardised
-from services.prober.training import fit_logistic
+from services.prober.fitting import standardised, statistics_of
+from services.prober.logistic import fit_logistic
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -101,9 +101,10 @@ def inner(x: Floats, speech: Speech, *, c: float) -> Ints:
 def _answers(
     trained: Floats, served: Floats, speech: Speech, *, train: NDArray[np.bool_], test: NDArray[np.bool_], c: float
 ) -> Ints:
-    values, statistics = standardised(trained[train])
-    weights = fit_logistic(values, speech.labels[train], classes=speech.classes, c=c)
-    asked = (served[test] - statistics["mean"]) / statistics["std"]
+    statistics = statistics_of(trained[train])
+    heard = standardised(trained[train], statistics)
+    weights = fit_logistic(heard, speech.labels[train], classes=speech.classes, c=c)
+    asked = standardised(served[test], statistics)
     return np.asarray((asked @ weights["output.weight"].T + weights["output.bias"]).argmax(axis=1), np.int64)
 
 
