@@ -33,6 +33,7 @@ from .recognizer import Answer, Limits, Recognizer
 from .registry import Entry, Registry
 from .settings import Settings
 from .sound import patient
+from .sources import Sources
 from .spool import spooled
 from .trainer import Order, Workshop, train
 from .vectors import Vectors
@@ -81,7 +82,13 @@ class Dataplane:
             in_flight=settings.windows_in_flight,
         )
         voice = Voice(settings.vad) if settings.vad else None
-        self._recognizer = Recognizer(self._embedder, voice, metrics, limits)
+        self._sources = Sources(
+            files=settings.files_at_a_time,
+            wait_s=settings.embed_timeout_s,
+            memory_mb=settings.decode_memory_mb,
+            timeout_s=settings.decode_timeout_s,
+        )
+        self._recognizer = Recognizer(self._embedder, self._sources, voice, metrics, limits)
         self._training = asyncio.Lock()
         self._hosted = Hosted(self._registry, settings.heads_in_memory)
 
@@ -254,8 +261,9 @@ class Dataplane:
         return await asyncio.to_thread(self._registry.promote, name)
 
     async def close(self) -> None:
-        """Closes the connection to the embedder."""
+        """Closes the connection to the embedder and ends the processes that read files."""
         await self._embedder.close()
+        await self._sources.close()
 
     async def _head(self, name: str) -> Head:
         return await asyncio.to_thread(self._hosted.get, name)

@@ -22,7 +22,7 @@ import numpy as np
 
 from servox import errors
 from servox.audio import Samples
-from servox.errors import BadAudio, BadInput, Overloaded, ServoxError, TooLarge, Unavailable
+from servox.errors import BadAudio, BadInput, ServoxError, TooLarge, Unavailable
 
 from .reading_worker import BLOCK, PACKET_BYTES, parsed
 
@@ -203,16 +203,14 @@ class ReadingPool:
     """Processes that read files; they are started when they are needed, and some are kept.
 
     Args:
-        files: most files at a time; more wait.
         spare: idle processes that are kept.
         memory_bytes: most that one file may take to decode, on top of what a process needs when idle.
-        timeout_s: longest wait for the next block of a file, and for a turn.
+        timeout_s: longest wait for the next block of a file.
     """
 
-    def __init__(self, *, files: int, spare: int, memory_bytes: int = 512 << 20, timeout_s: float = 30.0) -> None:
+    def __init__(self, *, spare: int, memory_bytes: int = 512 << 20, timeout_s: float = 30.0) -> None:
         self.memory_bytes, self.timeout_s = memory_bytes, timeout_s
-        self._files, self._spare = files, spare
-        self._turns = threading.Semaphore(files)
+        self._spare = spare
         self._idle: deque[_Process] = deque()
         self._lock = threading.Lock()
         self._closed = False
@@ -230,32 +228,21 @@ class ReadingPool:
             BadInput: the file cannot be opened.
             BadAudio: not audio, empty, of an impossible layout, or crashing its decoder.
             TooLarge: longer than the limit.
-            Overloaded: so many files are being read that there was no turn in time.
             Unavailable: no process can be started, or it was killed.
         """
         file = _descriptor(source)
         try:
-            if not self._turns.acquire(timeout=self.timeout_s):
-                raise Overloaded(f"{self._files} files are being read (files_at_a_time): send this one again later")
-            try:
-                process = self._take()
-            except ServoxError:
-                self._turns.release()
-                raise
-            return RemoteReader(self, process, file, max_duration_ms)
+            return RemoteReader(self, self._take(), file, max_duration_ms)
         finally:
             os.close(file)
 
     def give_back(self, process: _Process, *, reusable: bool) -> int:
-        """Takes a process back, and with it the turn; its exit code if it was ended, else 0."""
-        try:
-            with self._lock:
-                keep = reusable and not self._closed and len(self._idle) < self._spare and process.files < FILES_EACH
-                if keep:
-                    self._idle.append(process)
-            return 0 if keep else process.end()
-        finally:
-            self._turns.release()
+        """Takes a process back; its exit code if it was ended, else 0."""
+        with self._lock:
+            keep = reusable and not self._closed and len(self._idle) < self._spare and process.files < FILES_EACH
+            if keep:
+                self._idle.append(process)
+        return 0 if keep else process.end()
 
     def close(self) -> None:
         """Ends the idle ones; those at work end with their files."""

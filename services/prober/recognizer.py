@@ -10,22 +10,21 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from servox import containers
-from servox.blocks import Reader, open_audio
-from servox.errors import BadAudio, ShortAudio, SilentAudio, TooLarge
+from servox.errors import ShortAudio, SilentAudio, TooLarge
 from servox.v1 import common_pb2
 
 from .answers import Recognition, Window, overall
 from .embedder import Embedded, Embedder, abstention_of
 from .metrics import ProberMetrics
 from .posterior import Posterior
-from .sound import live, pcm_from_proto, stored
+from .sound import live, stored
+from .sources import Blocks, Sources
 from .voice import Heard, Voice, heard, level
 from .windows import MIN_WINDOW_MS, Cut, Grid, Samples, check_next_window, grid
 
@@ -58,13 +57,16 @@ class Recognizer:
 
     Args:
         embedder: asked for embeddings.
+        sources: opens audio.
         voice: tells speech; None where only the level counts.
         metrics: stage times and counts.
         limits: of one call.
     """
 
-    def __init__(self, embedder: Embedder, voice: Voice | None, metrics: ProberMetrics, limits: Limits) -> None:
-        self._embedder = embedder
+    def __init__(
+        self, embedder: Embedder, sources: Sources, voice: Voice | None, metrics: ProberMetrics, limits: Limits
+    ) -> None:
+        self._embedder, self._sources = embedder, sources
         self._voice = voice
         self._metrics = metrics
         self._limits = limits
@@ -99,10 +101,10 @@ class Recognizer:
         """
         started = time.perf_counter()
         windows, timings, bundle = list[Window](), common_pb2.Timings(), common_pb2.Bundle()
-        async with _opened(sound, self._limits.clip_ms) as reader:
-            shape = grid(window_ms, hop_ms, reader.rate_hz)
-            self._check_count(reader, shape)
-            answers = self._answers(stored(reader, shape), shape, posterior, every_window=every_window, bulk=True)
+        async with self._sources.opened(sound, max_duration_ms=self._limits.clip_ms) as source:
+            shape = grid(window_ms, hop_ms, source.reader.rate_hz)
+            self._check_count(source.reader, shape)
+            answers = self._answers(stored(source, shape), shape, posterior, every_window=every_window, bulk=True)
             async with aclosing(answers):
                 async for window, made_by, embedded in answers:
                     windows.append(window)
@@ -110,7 +112,7 @@ class Recognizer:
                     if embedded:
                         timings.queue_us += embedded.timings.queue_us
                         timings.inference_us += embedded.timings.inference_us
-            timings.decode_us = int(reader.spent_s * 1e6)
+            timings.decode_us = int(source.reader.spent_s * 1e6)
         self._metrics.stage_seconds.labels("decode").observe(timings.decode_us / 1e6)
         timings.total_us = self._took("total", started)
         return Recognition(
@@ -171,9 +173,9 @@ class Recognizer:
             ServoxError: what the embedder says of a window; HeadMismatch; Unavailable.
         """
         check_next_window(next_window)
-        async with _opened(path, self._limits.file_ms) as reader:
-            shape = grid(window_ms, hop_ms, reader.rate_hz)
-            cuts = stored(reader, shape, next_window)
+        async with self._sources.opened(path, max_duration_ms=self._limits.file_ms) as source:
+            shape = grid(window_ms, hop_ms, source.reader.rate_hz)
+            cuts = stored(source, shape, next_window)
             answers = self._answers(cuts, shape, posterior, every_window=every_window, bulk=True)
             async with aclosing(answers):
                 async for window, bundle, _ in answers:
@@ -210,7 +212,7 @@ class Recognizer:
         return bundle
 
     async def _listen(self, sound: common_pb2.Audio, every_window: bool) -> Heard:
-        cut, rate_hz = await asyncio.to_thread(_whole, sound, self._limits.clip_ms)
+        cut, rate_hz = await self._sources.whole(sound, max_duration_ms=self._limits.clip_ms)
         return await asyncio.to_thread(heard, cut, rate_hz, self._voice, every_window=every_window)
 
     async def _embed(
@@ -220,7 +222,7 @@ class Recognizer:
         try:
             embedded = await self._embedder.embed(sound, posterior.head.card)
         except (SilentAudio, ShortAudio) as error:
-            cut, _ = await asyncio.to_thread(_whole, sound, self._limits.clip_ms)
+            cut, _ = await self._sources.whole(sound, max_duration_ms=self._limits.clip_ms)
             return replace(level(cut, speaks=self._voice is not None), abstention=abstention_of(error)), None
         if each is None:
             cut = Cut(index=0, start_ms=0, end_ms=embedded.duration_ms, samples=NOTHING)
@@ -228,7 +230,7 @@ class Recognizer:
             each = Heard(cut=cut, abstention="too_short" if short else None, speech=None)
         return each, embedded
 
-    def _check_count(self, reader: Reader, shape: Grid) -> None:
+    def _check_count(self, reader: Blocks, shape: Grid) -> None:
         count = (reader.promised_ms or 0) // shape.hop_ms
         if count > self._limits.windows:
             raise TooLarge(
@@ -261,34 +263,3 @@ class Recognizer:
         elapsed_s = time.perf_counter() - started
         self._metrics.stage_seconds.labels(stage).observe(elapsed_s)
         return int(elapsed_s * 1e6)
-
-
-@asynccontextmanager
-async def _opened(source: Path | common_pb2.Audio, max_duration_ms: int) -> AsyncIterator[Reader]:
-    """A reader that is closed in a thread: it may have to wait there for the block at hand."""
-    reader = await asyncio.to_thread(_reader, source, max_duration_ms)
-    try:
-        yield reader
-    finally:
-        await asyncio.shield(asyncio.to_thread(reader.close))
-
-
-def _reader(source: Path | common_pb2.Audio, max_duration_ms: int) -> Reader:
-    if isinstance(source, Path):
-        return open_audio(source, max_duration_ms=max_duration_ms)
-    if source.WhichOneof("source") == "pcm":
-        return open_audio(pcm_from_proto(source.pcm), max_duration_ms=max_duration_ms)
-    # What is not all there is refused before it costs anything; of a long file the part before the damage is answered.
-    if lack := containers.missing(source.container):
-        raise BadAudio(f"the audio is truncated: {lack}; send the whole file")
-    return open_audio(source.container, max_duration_ms=max_duration_ms)
-
-
-def _whole(sound: common_pb2.Audio, max_duration_ms: int) -> tuple[Cut, int]:
-    """A clip as one window, and its rate."""
-    blocks = list[Samples]()
-    with _reader(sound, max_duration_ms) as reader:
-        while (block := reader.read()) is not None:
-            blocks.append(block)
-        samples = np.concatenate(blocks)
-        return Cut(index=0, start_ms=0, end_ms=reader.position_ms, samples=samples), reader.rate_hz

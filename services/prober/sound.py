@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from servox import audio
-from servox.blocks import Reader
 from servox.errors import BadAudio, DeadlineExpired
 from servox.v1 import common_pb2
 
@@ -99,15 +98,22 @@ async def live(chunks: AsyncIterator[Samples], shape: Grid, next_window: int = 0
         yield cut
 
 
-async def stored(reader: Reader, shape: Grid, next_window: int = 0) -> AsyncIterator[Cut]:
+class Readable(Protocol):
+    """Audio that is read block by block; see `sources.Source`."""
+
+    async def read(self) -> Samples | None:
+        """The next samples [n]; None at the end."""
+
+
+async def stored(source: Readable, shape: Grid, next_window: int = 0) -> AsyncIterator[Cut]:
     """Windows of a file from `next_window` on; it is decoded as they are asked for, beside the event loop."""
-    async for cut in live(_blocks(reader), shape):
+    async for cut in live(_blocks(source), shape):
         if cut.index >= next_window:
             yield cut
 
 
-async def _blocks(reader: Reader) -> AsyncIterator[Samples]:
-    while (block := await asyncio.to_thread(reader.read)) is not None:
+async def _blocks(source: Readable) -> AsyncIterator[Samples]:
+    while (block := await source.read()) is not None:
         yield block
 
 

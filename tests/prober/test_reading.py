@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +13,14 @@ import soundfile
 from services.prober import reading
 from services.prober.reading import ReadingPool, RemoteReader
 from servox.blocks import Reader, open_audio
-from servox.errors import BadAudio, BadInput, Overloaded, TooLarge, Unavailable
+from servox.errors import BadAudio, BadInput, TooLarge, Unavailable
 
 LONGEST_MS = 600_000
 
 
 @pytest.fixture
 def pool() -> Iterator[ReadingPool]:
-    made = ReadingPool(files=3, spare=2, timeout_s=20)
+    made = ReadingPool(spare=2, timeout_s=20)
     yield made
     made.close()
 
@@ -33,7 +32,7 @@ def sound(seconds: float = 2.0, *, rate_hz: int = 16_000, channels: int = 1, kin
     return held.getvalue()
 
 
-def everything(reader: Reader | RemoteReader) -> np.ndarray:  # type: ignore[type-arg]
+def everything(reader: Reader | RemoteReader) -> np.ndarray:
     blocks = []
     with reader:
         while (block := reader.read()) is not None:
@@ -128,15 +127,15 @@ def test_one_that_stands_still_is_ended(pool: ReadingPool) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
-    small = ReadingPool(files=1, spare=1, memory_bytes=1 << 20)
+    small = ReadingPool(spare=1, memory_bytes=1 << 20)
     with pytest.raises(TooLarge, match="1 MB of memory"):
         everything(small.open(sound(1.0, rate_hz=192_000, channels=8, kind="FLAC"), max_duration_ms=LONGEST_MS))
     assert small.idle == []
     small.close()
 
 
-def test_a_file_that_is_left_ends_its_process_and_frees_its_turn() -> None:
-    pool = ReadingPool(files=1, spare=1, timeout_s=20)
+def test_a_file_that_is_left_ends_its_process() -> None:
+    pool = ReadingPool(spare=1, timeout_s=20)
     for _ in range(3):
         with pool.open(sound(60.0), max_duration_ms=LONGEST_MS) as reader:
             assert reader.read() is not None
@@ -144,18 +143,6 @@ def test_a_file_that_is_left_ends_its_process_and_frees_its_turn() -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert pool.idle == []
-    pool.close()
-
-
-def test_more_files_than_turns_wait_and_are_refused_in_the_end() -> None:
-    pool = ReadingPool(files=1, spare=1, timeout_s=20)
-    first = pool.open(sound(60.0), max_duration_ms=LONGEST_MS)
-    pool.timeout_s = 0.2
-    with pytest.raises(Overloaded, match="1 files are being read"):
-        pool.open(sound(), max_duration_ms=LONGEST_MS)
-    pool.timeout_s = 20
-    threading.Timer(0.2, first.close).start()
-    assert len(everything(pool.open(sound(), max_duration_ms=LONGEST_MS))) == 32_000
     pool.close()
 
 
@@ -170,7 +157,7 @@ def test_old_processes_give_way(pool: ReadingPool, monkeypatch: pytest.MonkeyPat
 
 def test_closing_ends_the_idle_ones_and_leaves_no_descriptors() -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- names only
-    pool = ReadingPool(files=2, spare=2)
+    pool = ReadingPool(spare=2)
     everything(pool.open(sound(), max_duration_ms=LONGEST_MS))
     (pid,) = pool.idle
     pool.close()
