@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route, Router, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 
 from services.prober.dataplane import Dataplane
 from services.prober.metrics import ProberMetrics
@@ -39,7 +40,7 @@ def app(
         max_requests=settings.max_requests, max_streams=settings.max_streams, under_way=metrics.http_under_way
     )
     return Edge(
-        Router(routes, redirect_slashes=False),
+        Router(routes, redirect_slashes=False, default=_nowhere),
         templates={route.endpoint: route.path for route in routes if isinstance(route, Route | WebSocketRoute)},
         counters=metrics,
         traffic=traffic,
@@ -74,6 +75,10 @@ def _routes(
         Route("/", pages.index, methods=["GET"]),
         Route("/static/{name}", pages.static, methods=["GET"]),
     ]
+
+
+async def _nowhere(scope: Scope, receive: Receive, send: Send) -> NoReturn:  # noqa: ARG001 -- of ASGI
+    raise Refusal(HTTPStatus.NOT_FOUND, f"there is nothing at {scope['path'][:100]!r}: /docs lists what there is")
 
 
 async def _upgrade(request: Request) -> NoReturn:  # noqa: ARG001 -- Starlette gives it

@@ -121,9 +121,16 @@ def problem_of(error: Exception) -> Problem:
         return Problem(
             status=error.status_code,
             kind=kind,
-            detail=error.detail,
+            detail=_detail(error),
             name=getattr(error, "name", None),
             value=getattr(error, "value", None),
             headers=error.headers or {},
         )
     return Problem(status=500, kind="InternalError", detail="internal error; the server's log has the trace")
+
+
+def _detail(error: HTTPException) -> str:
+    """The router names the methods of a route only in a header."""
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and error.headers:
+        return f"this route answers {error.headers['Allow']}: use one of them"
+    return error.detail

@@ -93,7 +93,8 @@ def _schema(message: Descriptor) -> Schema:
             schema = {**schema, "description": words}
         properties[field.name] = schema
     schema = {"type": "object", "properties": properties}
-    schema["required"] = [field.name for field in message.fields if not field.has_presence]
+    # A message is always answered; what is optional is a number that nobody may have measured.
+    schema["required"] = [field.name for field in message.fields if field.message_type or not field.has_presence]
     if words := WORDS.get(message.name):
         schema["description"] = words
     return schema

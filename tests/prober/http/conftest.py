@@ -97,6 +97,12 @@ class Face:
         finally:
             writer.close()
 
+    async def counted(self, name: str, **labels: str) -> None:
+        """Waits until something was counted once."""
+        async with asyncio.timeout(20):
+            while not self.count(name, **labels):  # noqa: ASYNC110 -- counters tell nobody
+                await asyncio.sleep(0.01)
+
     def count(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
