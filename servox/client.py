@@ -43,6 +43,7 @@ from servox.answers import (
     recognition_from_proto,
     summary_from_proto,
     timings_from_proto,
+    together,
 )
 from servox.capture import Microphone
 from servox.errors import BadInput, BadSetting, DeadlineExpired, Overloaded, ServoxError, Unavailable
@@ -77,6 +78,7 @@ __all__ = [
     "Window",
     "files",
     "pcm",
+    "together",
 ]
 
 Pooling = Literal["mean", "mean_std", "frames"]

@@ -275,35 +275,3 @@ async def test_bad_streams_are_refused(ready: Any, messages: list[Any], error: s
     with pytest.raises(BadInput, match=error), translated("prober"):
         async for _ in ready.prober.RecognizeStream(requests()):
             pass
-
-
-async def test_the_command_reports_a_bad_file_and_goes_on(ready: Any, tmp_path: Path, capsys: Any) -> None:
-    from services.prober.commands import document_of, recognize, show
-
-    good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
-    good.write_bytes(wav(noise(1)).container)
-    bad.write_bytes(b"no audio at all" * 20)
-    files = [bad, good, tmp_path / "odd[b].wav"]
-    results = [heard async for heard in recognize(files, head="toy", address=ready.address, prior="uniform")]
-    assert [heard.path for heard in results] == files
-    assert [type(heard.error).__name__ for heard in results] == ["BadAudio", "NoneType", "BadInput"]
-    assert show(results, as_json=True) == 1
-    printed = capsys.readouterr().out
-    assert "BadAudio" in printed
-    assert "odd[b].wav" in printed, "a name is no markup"
-    assert printed.strip().splitlines()[-1].startswith('{"files": [')
-    document = document_of(results[1])
-    assert document["label"] in ("anger", "happiness", "sadness")
-    assert sum(document["probabilities"].values()) == pytest.approx(1, abs=1e-3)
-    assert show(results[1:2], as_json=False) == 0
-
-
-def test_priors_of_the_command_line() -> None:
-    from services.prober.commands import prior_of
-    from servox.errors import BadSetting
-
-    assert prior_of("uniform").kind == prober_pb2.Prior.KIND_UNIFORM
-    assert dict(prior_of("anger=.25, joy=.75").probabilities) == {"anger": 0.25, "joy": 0.75}
-    for text in ("", "flat", "a=b", "a=1=2"):
-        with pytest.raises(BadSetting, match="give train, uniform or"):
-            prior_of(text)

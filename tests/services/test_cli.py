@@ -40,7 +40,7 @@ def test_help_names_every_command_and_imports_none_of_what_they_need(tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("export", "embed", "recognize", "demo", "corpora", "evaluate", "serve"):
+    for command in ("export", "embed", "recognize", "heads", "demo", "corpora", "evaluate", "serve"):
         assert command in done.stdout
 
 
@@ -65,9 +65,11 @@ def test_a_bug_of_ours_is_not_taken_for_a_missing_package() -> None:
 def test_a_missing_package_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bentoml", None)
     monkeypatch.delitem(sys.modules, "services.prober.registry", raising=False)
-    monkeypatch.delitem(sys.modules, "services.recognizing", raising=False)
+    monkeypatch.delitem(sys.modules, "services.prober.heads_command", raising=False)
+    monkeypatch.delitem(sys.modules, "services.prober.exchange", raising=False)
+    monkeypatch.delitem(sys.modules, "services.prober.archives", raising=False)
     with pytest.raises(BadInput, match=r"'servox\[prober\]'"):
-        cli._load("services.recognizing:recognize", "prober")
+        cli._load("services.prober.heads_command:heads_app", "prober")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,8 @@ def test_a_missing_package_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatc
         (["export", "nowhere/at/all", "--out", "b"], "nowhere/at/all"),
         (["export", "logmel", "--out", "b", "--context", "endless"], "endless"),
         (["recognize", "a.wav", "--head", "nobody"], "nobody"),
+        (["heads", "show", "nobody"], "nobody"),
+        (["heads", "import", "nowhere"], "nowhere"),
         (["demo", "--protocol", "sounder"], "sound, ser-evals"),
         (["corpora", "check", "nowhere"], "nowhere"),
     ],
