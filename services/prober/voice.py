@@ -26,6 +26,7 @@ RATE_HZ = 16_000
 STEP, CONTEXT = 512, 64  # samples of one step, and of the one before it that the model wants again
 STATE = (2, 1, 128)
 SPEECH_PROBABILITY = 0.5  # the detector's own default
+LOUD, MOST_GAIN = 0.5, 10**1.5  # the peak that a window is lifted to, by 30 dB at most
 MIN_SPEECH = 0.1  # share of a window; measured in docs/recognition.md
 SILENCE = 10 ** (audio.Limits().silence_dbfs / 20)
 
@@ -54,7 +55,7 @@ class Voice:
     def speech(self, samples: Samples, rate_hz: int) -> float:
         """Share of `samples` [n] that is speech, 0 to 1."""
         heard = samples if rate_hz == RATE_HZ else soxr.resample(samples, rate_hz, RATE_HZ, quality="HQ")
-        likely = self.probabilities(np.asarray(heard, dtype=np.float32))
+        likely = self.probabilities(lifted(np.asarray(heard, dtype=np.float32)))
         return float(np.mean(likely >= SPEECH_PROBABILITY)) if len(likely) else 0.0
 
     def probabilities(self, samples: Samples) -> Samples:
@@ -69,6 +70,12 @@ class Voice:
             output, state = self._session.run(None, {"input": piece, "state": state, "sr": rate})
             found[step] = output[0, 0]
         return found
+
+
+def lifted(samples: Samples) -> Samples:
+    """Quiet samples made louder: the detector misses speech that was recorded at a low level."""
+    peak = float(np.abs(samples).max(initial=0.0))
+    return samples * np.float32(min(LOUD / peak, MOST_GAIN)) if 0 < peak < LOUD else samples
 
 
 def _read(model: Path) -> bytes:
