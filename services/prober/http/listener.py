@@ -67,6 +67,7 @@ class _Stall:
 class _Http(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.access_log = False  # it would show paths and queries
         idle_s = self.server_state.idle_s  # type: ignore[attr-defined]
         self._sending, self._reading = _Stall(self, idle_s), _Stall(self, idle_s)
         self._look()
@@ -181,7 +182,7 @@ class Listener:
         try:
             if settings.http_socket:
                 self._server = await loop.create_unix_server(
-                    self._protocol, _fresh(settings.http_socket), ssl=context, backlog=BACKLOG
+                    self._protocol, sock=_bound(settings.http_socket), ssl=context, backlog=BACKLOG
                 )
                 return f"unix:{settings.http_socket}"
             self._server = await loop.create_server(
@@ -215,13 +216,19 @@ class Listener:
         self._server = None
 
 
-def _fresh(path: Path) -> str:
+def _bound(path: Path) -> socket.socket:
     """A socket that nobody listens on any more is taken over; one in use is left, and binding it fails."""
     if path.is_socket():
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)):
                 path.unlink(missing_ok=True)
-    return str(path)
+    bound = socket.socket(socket.AF_UNIX)
+    try:
+        bound.bind(str(path))
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:

@@ -111,8 +111,8 @@ async def test_a_request_is_one_line_of_log_without_what_was_sent(face: Any, cap
         ("/v1/heads/{name}", "GET", 404),
     ]
     assert all(line["request_id"] and line["ms"] >= 0 for line in lines)
-    assert "secret-head" not in caplog.text
-    assert "anger" not in caplog.text
+    said = [record.getMessage() for record in caplog.records if not record.name.startswith("httpx")]
+    assert not [line for line in said if "secret-head" in line or "anger" in line]
 
 
 async def test_a_request_is_a_span_of_its_callers_trace(spans: InMemorySpanExporter, opened: Any) -> None:
@@ -147,14 +147,11 @@ async def test_it_can_be_turned_off_and_an_address_can_be_taken(opened: Any, tmp
         assert face.server.http == ""
 
 
-async def test_a_socket_that_a_dead_process_left_is_taken_over(opened: Any) -> None:
+async def test_a_socket_that_a_dead_process_left_is_taken_over(opened: Any, tmp_path: Any) -> None:
     import socket
 
-    async with opened() as face:
-        path = face.socket
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(path))
-    left.close()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "h.sock"))
     async with opened() as face:
         assert (await face.http.get("/livez")).status_code == 200
 
