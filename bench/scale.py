@@ -6,7 +6,8 @@
   closed loop of single calls, and a bulk run through the client. Counts of replicas are measured in turn, the others
   frozen. The load generator shares the processors with them: its CPU is printed.
 - Memory: one embedder under a closed loop for `--minutes`, with broken files, deadlines too short to keep and callers
-  that leave among the clips. Growth compares the last tenth of the samples with the tenth after the first.
+  that leave among the clips. Memory is what its processes allocated; growth compares the last tenth of the samples
+  with the tenth after the first.
 
 Ends with one line of JSON.
 """
@@ -220,7 +221,7 @@ async def _memory(
             answers += outcome == "answered"
 
     clients = [asyncio.create_task(client(number)) for number in range(2 * CLIENTS_EACH)]
-    weigh = fleet.running[0].weigh
+    weigh = fleet.running[0].own_bytes
     samples = [
         Sample(at_s=time.monotonic() - began_s, held_bytes=weigh(), answers=answers) async for _ in _ticks(until_s)
     ]

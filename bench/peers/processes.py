@@ -61,12 +61,17 @@ def send(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def held_bytes(pid: int) -> int:
-    """Memory of a process, a page that n processes share counting 1/n; 0 when it is gone."""
+def held_bytes(pid: int, *kinds: str) -> int:
+    """Memory of a process, a page that n processes share counting 1/n; 0 when it is gone.
+
+    Args:
+        pid: of the process.
+        kinds: lines of `smaps_rollup` to add up; all memory if none are named.
+    """
     with suppress(OSError):
-        for line in (PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        lines = (PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+        sizes = {name: int(size.split()[0]) * 1024 for name, size in (line.split(":") for line in lines)}
+        return sum(sizes[kind] for kind in kinds or ("Pss",))
     return 0
 
 
@@ -150,6 +155,11 @@ class Running:
         held = sum(held_bytes(pid) for pid in self._tree)
         self._peak_bytes = max(self._peak_bytes, held)
         return held
+
+    def own_bytes(self) -> int:
+        """Bytes that it allocated; the pages of files are left out, whose share depends on who else maps them."""
+        self.settle()
+        return sum(held_bytes(pid, "Pss_Anon", "Pss_Shmem") for pid in self._tree)
 
     @property
     def peak_bytes(self) -> int:
