@@ -12,9 +12,8 @@ from typer.testing import CliRunner, Result
 
 from services.embedder.embedding_command import embed
 from services.embedder.embedding_files import write_embeddings
-from servox.client import Embedding
+from servox.answers import Bundle, Embedding, Timings
 from servox.errors import BadSetting, StorageFull
-from servox.v1 import common_pb2
 
 RATE = 16_000
 APP = typer.Typer()
@@ -134,8 +133,8 @@ def _embedding(size: int) -> Embedding:
         id="a.wav",
         array=np.random.default_rng(0).normal(size=(1, size)).astype(np.float32),
         layers=(1,),
-        bundle=common_pb2.Bundle(digest="d"),
-        timings=common_pb2.Timings(),
+        bundle=Bundle(digest="d", source="", family="", context="", blocks=1, precision="fp32"),
+        timings=Timings(decode_us=0, queue_us=0, inference_us=0, total_us=0),
         duration_ms=10,
         truncated=False,
     )

@@ -37,7 +37,7 @@ class Toy(embedder_pb2_grpc.EmbedderServicer):
 async def _prober(address: str, folder: Path) -> None:
     embedder = Embedder(ProberSettings.load({"embedder": address, "heads": folder}))
     with tracing.span("application"):
-        await embedder.rate_hz()
+        await embedder.describe()
     await embedder.close()
 
 
