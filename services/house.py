@@ -39,7 +39,12 @@ class House:
 
 @asynccontextmanager
 async def running(
-    *, bundle: Path | None, evaluator: bool = False, prober: bool = True, sockets: Path | None = None
+    *,
+    bundle: Path | None,
+    evaluator: bool = False,
+    prober: bool = True,
+    sockets: Path | None = None,
+    http_port: int = 0,
 ) -> AsyncIterator[House]:
     """Starts what is asked for, in the order in which they need each other, and stops it in reverse.
 
@@ -48,6 +53,7 @@ async def running(
         evaluator: whether to start one (it needs the other two).
         prober: whether to start one.
         sockets: folder of the Unix sockets; a temporary one if None.
+        http_port: of the prober's HTTP on loopback; 0 for none.
 
     Raises:
         BundleError: the bundle cannot be served.
@@ -62,7 +68,7 @@ async def running(
         if bundle is not None:
             await _add("embedder", _embedder(bundle, folder), services, addresses)
         if prober:
-            await _add("prober", _prober(folder, addresses.get("embedder")), services, addresses)
+            await _add("prober", _prober(folder, addresses.get("embedder"), http_port), services, addresses)
         if evaluator:
             await _add("evaluator", _evaluator(folder, addresses), services, addresses)
         watchers = [watch() for each in services if (watch := getattr(each, "wait_failed", None))]
@@ -92,11 +98,11 @@ def _embedder(bundle: Path, folder: Path) -> Service:
     return EmbedderServer(Settings.load(flags), Metrics())
 
 
-def _prober(folder: Path, embedder: str | None) -> Service:
+def _prober(folder: Path, embedder: str | None, http_port: int) -> Service:
     from services.prober.server import ProberServer
     from services.prober.settings import Settings
 
-    flags = {"grpc_socket": folder / "prober.sock", "http_port": 0, "metrics_port": 0, "embedder": embedder}
+    flags = {"grpc_socket": folder / "prober.sock", "http_port": http_port, "metrics_port": 0, "embedder": embedder}
     return ProberServer(Settings.load(flags), Metrics())
 
 

@@ -106,20 +106,23 @@ def register(name: str, *, settings: type[ServiceSettings], server: str, text: s
 def serve_all(
     bundle: Annotated[Path, typer.Option(help="bundle that the embedder serves")],
     sockets: Annotated[Path | None, typer.Option(help="folder of the Unix sockets")] = None,
+    http_port: Annotated[int, typer.Option(help="port of the page and the HTTP API on loopback; 0 for none")] = 8080,
     log_level: Annotated[str, typer.Option(help="least severe level logged")] = "info",
 ) -> None:
-    """The three services in one process, on Unix sockets."""
+    """The three services in one process, on Unix sockets, with the page and the HTTP API beside them."""
     configure_logging("servox", log_level)
     configure_tracing("all")
-    asyncio.run(_serve_all(bundle, sockets or home() / "sockets"))
+    asyncio.run(_serve_all(bundle, sockets or home() / "sockets", http_port))
 
 
-async def _serve_all(bundle: Path, sockets: Path) -> None:
-    await _until(_on_signal(), _all_served(bundle, sockets))
+async def _serve_all(bundle: Path, sockets: Path, http_port: int) -> None:
+    await _until(_on_signal(), _all_served(bundle, sockets, http_port))
 
 
-async def _all_served(bundle: Path, sockets: Path) -> None:
-    async with running(bundle=bundle, evaluator=True, sockets=sockets) as house:
+async def _all_served(bundle: Path, sockets: Path, http_port: int) -> None:
+    async with running(bundle=bundle, evaluator=True, sockets=sockets, http_port=http_port) as house:
         for name in ("embedder", "prober", "evaluator"):
             typer.echo(f"{name} serves on {getattr(house, name)}", err=True)
+        if http_port:
+            typer.echo(f"the page is at http://127.0.0.1:{http_port}/", err=True)
         await house.failed

@@ -1,13 +1,14 @@
 """What the documentation shows works: Python runs, commands and flags exist, links resolve, tables follow the code.
 
 Blocks of one page run in their order in one process, against the three services with generated speech and the log-mel
-bundle; `localhost:5005x` of a page becomes the service's socket here.
+bundle; `localhost:5005x` of a page becomes the service's socket here, `localhost:8080` the port of its HTTP.
 """
 
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -235,8 +236,15 @@ def house() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def sockets(house: Path) -> Iterator[Path]:
-    command = ["servox", "serve", "all", "--bundle", "bundle", "--sockets", "s"]
+def http_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def sockets(house: Path, http_port: int) -> Iterator[Path]:
+    command = ["servox", "serve", "all", "--bundle", "bundle", "--sockets", "s", "--http-port", str(http_port)]
     log = house / "services.log"
     with log.open("w") as sink, subprocess.Popen(command, cwd=house, env=environment(house), stderr=sink) as process:
         try:
@@ -269,10 +277,11 @@ WITH_RUNS = [(page, block) for page in PAGES for block in blocks_of(page) if blo
 @pytest.mark.slow  # starts the services or exports a bundle
 @pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page.name != "corpora.md"], ids=name_of)
-def test_python_of_a_page_runs(page: Path, house: Path, sockets: Path) -> None:
+def test_python_of_a_page_runs(page: Path, house: Path, sockets: Path, http_port: int) -> None:
     script = "\n\n".join(block.text for block in blocks_of(page) if block.kind == "python")
     for port, service in SERVICES.items():
         script = script.replace(f"localhost:{port}", f"unix:{sockets / service}.sock")
+    script = script.replace("localhost:8080", f"localhost:{http_port}")
     out = shell([sys.executable, "-W", "error", "-c", script], house)
     assert [line for line in PRINTED[name_of(page)] if line not in out] == [], out
 

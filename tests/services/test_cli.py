@@ -103,7 +103,7 @@ def test_serve_all_answers_health_on_three_sockets_and_drains_on_sigterm(tmp_pat
     bundle = tmp_path / "logmel"
     assert _servox("export", "logmel", "--out", bundle, home=tmp_path).returncode == 0
     sockets = tmp_path / "s"
-    command = [str(SERVOX), "serve", "all", "--bundle", str(bundle), "--sockets", str(sockets)]
+    command = [str(SERVOX), "serve", "all", "--bundle", str(bundle), "--sockets", str(sockets), "--http-port", "0"]
     environment = {**os.environ, "SERVOX_HOME": str(tmp_path)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
