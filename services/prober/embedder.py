@@ -17,6 +17,7 @@ from servox.wire import array_from_proto
 from .answers import Abstention
 from .card import Card
 from .heads import Floats
+from .patience import left_s
 from .settings import Settings
 from .voice import Heard
 from .windows import Cut
@@ -64,7 +65,7 @@ class Embedder:
         """
         with self._asking():
             answer: embedder_pb2.DescribeResponse = await self._stub.Describe(
-                embedder_pb2.DescribeRequest(), timeout=self._timeout_s
+                embedder_pb2.DescribeRequest(), timeout=left_s(self._timeout_s)
             )
         return answer
 
@@ -73,9 +74,10 @@ class Embedder:
 
         Raises:
             ServoxError: whatever the embedder says of the request.
+            DeadlineExpired: the caller waits no longer.
         """
         with self._asking():
-            reply: embedder_pb2.EmbedResponse = await self._stub.Embed(request, timeout=self._timeout_s)
+            reply: embedder_pb2.EmbedResponse = await self._stub.Embed(request, timeout=left_s(self._timeout_s))
         return reply
 
     async def embed(self, audio: common_pb2.Audio, card: Card) -> Embedded:
@@ -85,7 +87,7 @@ class Embedder:
             ServoxError: whatever the embedder says of the audio; HeadMismatch is left to the head.
         """
         with self._asking():
-            reply = await self._stub.Embed(_request(audio, card), timeout=self._timeout_s)
+            reply = await self._stub.Embed(_request(audio, card), timeout=left_s(self._timeout_s))
         return _embedded(reply, card)
 
     async def windows(
@@ -143,6 +145,8 @@ class Embedder:
             with translated(self._peer):
                 yield
         except DeadlineExpired:
+            if not left_s(self._timeout_s):
+                raise DeadlineExpired(f"{self._peer} had no answer before your deadline: allow more time") from None
             # It is our patience that ended, not the caller's.
             raise Unavailable(
                 f"{self._peer} did not answer within {self._timeout_s:g} s: see that it runs and is ready"

@@ -14,6 +14,7 @@ from servox.v1 import prober_pb2, prober_pb2_grpc
 from . import messages
 from .dataplane import Dataplane
 from .metrics import ProberMetrics
+from .patience import waiting
 from .posterior import Posterior
 from .recognizer import Answer
 from .sound import Chunks, encoding_of
@@ -59,7 +60,7 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
 
     async def Recognize(self, request: prober_pb2.RecognizeRequest, context: Context) -> prober_pb2.RecognizeResponse:
         """Emotions of one clip."""
-        with self._metrics.call("Recognize"):
+        with self._metrics.call("Recognize"), waiting(context.time_remaining()):
             posterior, used = await self._posterior(request.config)
             recognition = await self._dataplane.recognize(
                 request.audio,

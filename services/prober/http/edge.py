@@ -22,6 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.prober.metrics import ProberMetrics
+from services.prober.patience import waiting
 from servox.errors import DeadlineExpired, ServoxError
 from servox.tracing import http_span
 
@@ -157,8 +158,9 @@ async def _deadline(scope: Scope, headers: Headers, limit_s: float) -> AsyncIter
     wait_s = _wait_s(headers, limit_s)
     deadline = asyncio.timeout(wait_s)
     try:
-        async with deadline:
-            yield
+        with waiting(wait_s):
+            async with deadline:
+                yield
     except TimeoutError:
         if not deadline.expired():
             raise
