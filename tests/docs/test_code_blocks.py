@@ -41,6 +41,7 @@ PRINTED = {
         "my-head:",
         "RUN_STATE_SUCCEEDED",
     ),
+    "docs/client.md": ("overall ", "by my-head:", "index,start_ms,end_ms,label", "windows in the frame", "live 4 "),
 }
 
 
