@@ -3,7 +3,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableSequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
 
     def __init__(self) -> None:
         self.bundle = BUNDLE
-        self.requests: list[embedder_pb2.EmbedRequest] = []
+        self.requests: MutableSequence[embedder_pb2.EmbedRequest] = []
         self.deaf = False  # takes windows and answers none
         self.failures = 0  # streams that are still to break after they took a window
 
@@ -172,7 +172,9 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
         self.requests.append(request)
         rate_hz = 16_000
         if request.audio.WhichOneof("source") == "pcm":
-            samples, rate_hz = np.frombuffer(request.audio.pcm.data, dtype="<f4"), request.audio.pcm.rate_hz
+            pcm, rate_hz = request.audio.pcm, request.audio.pcm.rate_hz
+            short = pcm.format == common_pb2.SAMPLE_FORMAT_S16
+            samples = np.frombuffer(pcm.data, dtype="<i2" if short else "<f4") / np.float32(32768 if short else 1)
         else:
             samples = audio.decode(request.audio.container, rate_hz).samples
         if samples.max() > 0.99:

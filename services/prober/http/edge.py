@@ -34,6 +34,7 @@ from .traffic import Traffic
 log = logging.getLogger(__name__)
 
 TIMEOUT_HEADER, ID_HEADER = "x-request-timeout-ms", "x-request-id"
+MAX_TIMEOUT_MS = 10**12  # what is far beyond any limit is a mistake
 UNTEMPLATED = "other"  # a path that no route has
 PROBES = ("/livez", "/readyz", "/metrics")
 ADMITTED = ("/v1/recognize", "/v1/embeddings")
@@ -173,7 +174,7 @@ def _wait_s(headers: Headers, limit_s: float) -> float:
     text = headers.get(TIMEOUT_HEADER)
     if text is None:
         return limit_s
-    if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text) > 0):
+    if not (text.isascii() and text.isdecimal() and len(text) < 16 and 0 < int(text) <= MAX_TIMEOUT_MS):
         raise Refusal(
             HTTPStatus.BAD_REQUEST,
             f"{TIMEOUT_HEADER}: {text!r} is no time: give milliseconds, 1 or more",
