@@ -14,12 +14,10 @@ def fit_logistic(x: Floats, labels: Ints, *, classes: int, c: float) -> Weights:
     A class without clips is answered with probability zero in effect (bias -30).
     """
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
     present = np.unique(labels)
     model = LogisticRegression(C=c, max_iter=2000)
-    with threadpool_limits(1):  # the sum of a dot product depends on how many threads share it
-        model.fit(x.astype(np.float64), labels)
+    model.fit(x.astype(np.float64), labels)
     weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -30.0)
     if len(present) == 2:  # one row: the log-odds of the second class
         weight[present], bias[present] = (

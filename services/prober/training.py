@@ -105,6 +105,8 @@ def kept_units(random: np.random.Generator, rows: int, hidden: int, dropout: flo
 
     A byte a unit: a quarter of the time of a float each.
     """
+    if not dropout:
+        return np.ones((rows, hidden), dtype=np.float32)
     threshold = round(dropout * 256)
     drawn = np.frombuffer(random.bytes(rows * hidden), dtype=np.uint8).reshape(rows, hidden)
     return np.multiply(drawn >= threshold, np.float32(256 / (256 - threshold)), dtype=np.float32)
@@ -136,7 +138,7 @@ def fit_mlps(fits: Sequence[Fit], *, tick: Tick, device: Device = "cpu") -> list
 def _step(stack: "_Stack", members: Sequence["_Member"], device: Device) -> None:
     batches = [member.batch() for member in members]
     rows = torch.from_numpy(np.stack([batch.rows for batch in batches])).to(device)
-    kept = torch.from_numpy(np.stack([batch.kept for batch in batches])).to(device) if batches[0].kept.size else None
+    kept = torch.from_numpy(np.stack([batch.kept for batch in batches])).to(device)
     targets = torch.from_numpy(np.stack([batch.targets for batch in batches])).to(device)
     offset = torch.from_numpy(np.stack([member.loss.offset for member in members])).to(device)
     logits = forward(stack.parameters, rows, kept)
@@ -170,7 +172,7 @@ class _Batch:
     rows: Floats  # [r, d]
     owner: Ints | None  # [r]
     targets: Floats  # [clips, K]
-    kept: Floats  # [r, hidden], or empty without dropout
+    kept: Floats  # [r, hidden]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,10 +216,10 @@ class _Member:
             self._order = self._random.permutation(self._learned)
         clips = self._order[at * self._size : (at + 1) * self._size]
         rows, owner = self._fit.inputs.take(clips)
-        kept = kept_units(self._random, len(rows), recipe.hidden, recipe.dropout) if recipe.dropout else np.empty(0)
+        kept = kept_units(self._random, len(rows), recipe.hidden, recipe.dropout)
         truth = self._fit.labels[clips]
         targets = self.loss.targets[truth] / self.loss.weights[truth].sum()
-        return _Batch(rows=rows, owner=owner, targets=targets, kept=kept.astype(np.float32, copy=False))
+        return _Batch(rows=rows, owner=owner, targets=targets, kept=kept)
 
     def pace(self) -> _Pace:
         """How far the next step goes; counts it as done."""
@@ -329,10 +331,16 @@ class _Stack:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keeps torch from spreading one stack over several cores while several are fitted; restored afterwards."""
+    """Keeps torch and numpy's BLAS from spreading one stack over several cores while several are fitted; then restored.
+
+    The sum of a dot product depends on how many threads share it, so this also makes heads the same on every machine.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)

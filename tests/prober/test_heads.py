@@ -168,6 +168,9 @@ def test_damaged_bytes_are_refused() -> None:
         lambda d: d.update(kind="forest"),
         lambda d: d.update(class_counts=[1]),
         lambda d: d.update(out_of_fold={"macro_f1": 1}),
+        lambda d: d.update(out_of_fold=[], schema=1),
+        lambda d: d.update(bias=[1.0]),
+        lambda d: d.pop("bias"),
     ],
 )
 def test_a_damaged_card_is_refused(damage: Any) -> None:
@@ -175,6 +178,33 @@ def test_a_damaged_card_is_refused(damage: Any) -> None:
     damage(document)
     with pytest.raises(BadInput, match="head card"):
         card_from_json(json.dumps(document))
+
+
+def test_a_card_of_schema_1_is_read_and_its_head_keeps_its_digest() -> None:
+    """As version 1 wrote it: without bias, epoch, limit of novelty and Brier scores, in the card and in the digest."""
+    scores = {
+        "macro_f1": 0.7, "floor": 0.3, "ece_before": 0.2, "ece_after": 0.1, "nll_before": 1.0, "nll_after": 0.9,
+        "clips": 18, "left_out": 0, "speakers": 3, "folds": 3, "grouped_by": "speaker",
+    }  # fmt: skip
+    later = ("bias", "epoch", "novelty_limit")
+    plain = head()
+    facts = {k: v for k, v in dataclasses.asdict(plain.card).items() if k not in later} | {"out_of_fold": scores}
+    read = card_from_json(json.dumps({"schema": 1, **facts}))
+    assert (read.bias, read.epoch, read.novelty_limit, read.calibration) == ((), None, None, "temperature")
+    assert read.out_of_fold is not None
+    assert read.out_of_fold.brier_after is None
+    identity = {k: v for k, v in facts.items() if k not in ("store", "created")}
+    assert read.identity() == json.dumps(identity, sort_keys=True)
+    again = card_from_json(read.to_json())
+    assert again == read
+    assert Head(card=again, weights=plain.weights).digest == Head(card=read, weights=plain.weights).digest
+
+
+def test_biases_are_part_of_the_digest_and_of_the_scaling() -> None:
+    plain = head()
+    biased = Head(card=dataclasses.replace(plain.card, bias=(0.5, 0.0, -0.5)), weights=plain.weights)
+    assert biased.digest != plain.digest
+    assert decode(*encode(biased)).card.scaling.bias == (0.5, 0.0, -0.5)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
