@@ -27,6 +27,7 @@ study_app = typer.Typer(no_args_is_help=True, help="Measure on your own speech w
 _COMMANDS = {
     "export": ("services.embedder.commands:export", "embedder,export", "Turn a checkpoint into a bundle."),
     "embed": ("services.embedder.embedding_command:embed", "embedder", "Embed audio files."),
+    "train": ("services.training:train", "prober,embedder,train", "Train a head on your own speech."),
     "recognize": ("services.recognizing:recognize", "prober", "Recognise emotions in audio files."),
     "demo": ("services.demo:demo", "dev", "The whole benchmark on what speech there is."),
 }
