@@ -228,7 +228,7 @@ def _without_copies(clips: Iterable[OwnClip]) -> tuple[list[OwnClip], list[Findi
 def _set_findings(clips: Sequence[OwnClip]) -> list[Finding]:
     """What is wrong with the set as a whole."""
     counts = Counter(clip.label for clip in clips)
-    speakers = defaultdict(set[str])
+    speakers: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
         speakers[clip.label].add(clip.speaker)
     found = [_error(f"class {label!r} has one clip; add some or drop it") for label, n in counts.items() if n == 1]

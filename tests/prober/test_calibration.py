@@ -92,7 +92,7 @@ def test_the_scores_after_scaling_are_cross_fitted(biased: bool) -> None:
 def test_biases_mend_what_a_temperature_cannot() -> None:
     logits, labels = scores(5, clips=2000)
     logits = logits + np.array([0.0, 0.0, 0.0, 3.0])
-    given = {"folds": np.arange(2000) % 5, "speakers": 8, "grouped_by": "speaker", "left_out": 0}
+    given: dict[str, Any] = {"folds": np.arange(2000) % 5, "speakers": 8, "grouped_by": "speaker", "left_out": 0}
     plain, mended = (calibration.judge(logits, labels, biased=biased, **given)[1] for biased in (False, True))
     assert mended.nll_after < plain.nll_after - 0.1
     assert mended.macro_f1 > plain.macro_f1

@@ -8,7 +8,7 @@ from services.prober.subspace import axes_of
 def vectors(seed: int = 0, *, clips: int = 200, dims: int = 60, rank: int = 60) -> np.ndarray:
     random = np.random.default_rng(seed)
     mixed = random.normal(size=(clips, rank)) * 0.8 ** np.arange(rank) @ random.normal(size=(rank, dims))
-    return ((mixed - mixed.mean(axis=0)) / mixed.std(axis=0)).astype(np.float32)
+    return np.asarray((mixed - mixed.mean(axis=0)) / mixed.std(axis=0), dtype=np.float32)
 
 
 def test_the_axes_hold_what_the_best_axes_hold() -> None:

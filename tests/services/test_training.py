@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from services.prober.card import card_from_json
 from services.prober.training_command import settings_from, table_of
