@@ -76,8 +76,8 @@ def config_of(text: str) -> Config:
     if unknown or given.get("type", "config") != "config":
         raise Refusal(
             HTTPStatus.BAD_REQUEST,
-            f"the first message has {unknown or given['type']!r}: send a config with {', '.join(_DEFAULTS)}",
-            name=unknown[0] if unknown else "type",
+            f"the first message has {str(unknown or given['type'])[:100]!r}: send a config with {', '.join(_DEFAULTS)}",
+            name=unknown[0][:100] if unknown else "type",
         )
     head, encoding, every = (_of(given, name) for name in ("head", "format", "every_window"))
     if not isinstance(head, str) or not head:

@@ -1,7 +1,9 @@
 """What schemathesis sends where the API takes audio: small whole files, and samples."""
+# ruff: noqa: ANN401 -- types of a conftest cannot be imported
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 import schemathesis
@@ -26,8 +28,8 @@ schemathesis.openapi.media_type("audio/pcm", st.sampled_from([wav(0.3)[44:], wav
 
 
 @schemathesis.serializer("audio/*", "video/*", "audio/pcm")
-def audio(context: schemathesis.SerializationContext, value: object) -> object:
-    return value
+def audio(context: schemathesis.SerializationContext, value: Any) -> bytes:
+    return bytes(value)
 
 
 @schemathesis.deserializer("application/x-ndjson")
@@ -36,7 +38,7 @@ def last_line(context: schemathesis.DeserializationContext, response: schemathes
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, object]) -> None:
+def before_call(context: schemathesis.HookContext, case: "schemathesis.Case[Any]", kwargs: dict[str, object]) -> None:
     """Parameters of a media type are lost on the way here."""
     if case.media_type and case.media_type.startswith("audio/pcm") and case.headers is not None:
         case.headers.update(SAMPLES)

@@ -19,6 +19,7 @@ END = '{"type": "end"}'
 
 @asynccontextmanager
 async def talking(face: Any, **headers: str) -> AsyncIterator[AsyncWebSocketSession]:
+    socket: AsyncWebSocketSession
     async with aconnect_ws("http://prober/v1/stream", face.http, headers=headers) as socket:
         yield socket
 
@@ -217,6 +218,19 @@ async def test_pages_of_other_origins_need_leave(opened: Any, origin: str, allow
                 async with talking(face, origin=origin):
                     pass
             assert refused.value.response.status_code == 403
+
+
+async def test_a_stream_goes_on_while_the_server_stops_until_its_grace_is_over(opened: Any) -> None:
+    async with opened(drain_grace_s=1.5) as face, talking(face) as socket:
+        await socket.send_text(json.dumps(CONFIG))
+        await socket.receive_text(timeout=10)
+        stopping = asyncio.create_task(face.server.stop())
+        await asyncio.sleep(0.1)
+        await socket.send_bytes(face.samples(1.1).tobytes())
+        assert json.loads(await socket.receive_text(timeout=10))["type"] == "window"
+        said, code = await heard(socket)
+        assert (said, code) == ([], 1012)
+        await stopping
 
 
 async def test_another_path_is_404(face: Any) -> None:
