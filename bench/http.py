@@ -66,12 +66,14 @@ async def process(command: Sequence[str], *, log: Path, settings: dict[str, str]
     """A server for as long as it is needed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BENTOML_DO_NOT_TRACK": "True", **settings}
     with log.open("wb") as sink:
-        running = subprocess.Popen([str(BIN / command[0]), *command[1:]], env=environment, stdout=sink, stderr=sink)
+        running = await asyncio.create_subprocess_exec(
+            str(BIN / command[0]), *command[1:], env=environment, stdout=sink, stderr=sink
+        )
     try:
         yield
     finally:
         running.terminate()
-        await asyncio.to_thread(running.wait)
+        await running.wait()
 
 
 async def answering(target: Target, log: Path) -> bytes:
@@ -84,7 +86,7 @@ async def answering(target: Target, log: Path) -> bytes:
                 await asyncio.sleep(0.5)
     finally:
         await target.close()
-    raise SystemExit(f"no answer; the log ends: {log.read_text()[-1500:]}")
+    raise SystemExit(f"no answer; the log ends: {(await asyncio.to_thread(log.read_text))[-1500:]}")
 
 
 async def trained(client: Client, prober: str, folder: Path) -> None:
@@ -195,11 +197,8 @@ async def run(options: argparse.Namespace, folder: Path) -> None:
     ports = {name: free_port() for name in ("grpc", *HOSTS)}
     embedder = f"unix:{folder}/e.sock"
     settings = {"SERVOX_PROBER_HEADS": str(folder / "heads"), "SERVOX_PROBER_EMBEDDER": embedder}
-    bundle = options.bundle or folder / "bundle"
-    if options.bundle is None:
-        subprocess.run([str(BIN / "servox"), "export", "logmel", "--out", str(bundle)], check=True)
     async with AsyncExitStack() as stack:
-        serve = ["servox", "serve", "embedder", "--bundle", str(bundle), "--grpc-socket", f"{folder}/e.sock"]
+        serve = ["servox", "serve", "embedder", "--bundle", str(options.bundle), "--grpc-socket", f"{folder}/e.sock"]
         await stack.enter_async_context(process([*serve, "--metrics-port=0"], log=folder / "e.log", settings={}))
         prober = ["servox", "serve", "prober", "--metrics-port=0"]
         prober += [f"--grpc-port={ports['grpc']}", f"--http-port={ports['listener']}"]
@@ -257,6 +256,9 @@ def main() -> None:
     parser.add_argument("--window-s", type=float, default=8.0, help="seconds that count, for each cell and round")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    if options.bundle is None:
+        options.bundle = folder / "bundle"
+        subprocess.run([str(BIN / "servox"), "export", "logmel", "--out", str(options.bundle)], check=True)
     try:
         asyncio.run(run(options, folder))
     except ServoxError as error:

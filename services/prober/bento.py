@@ -53,12 +53,12 @@ _face = Hosted(_settings)
 class Prober:
     """Speech emotion recognition over HTTP: audio in, emotions out."""
 
-    @bentoml.on_startup
+    @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML has no types
     def log(self) -> None:
         """Logs as the prober does, now that BentoML has set up its own way."""
         configure_logging("prober", _settings.log_level)
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def close(self) -> None:
         """Lets what was admitted finish, and closes the connection to the embedder."""
         await _face.close()

@@ -41,7 +41,7 @@ PRINTED = {
         "my-head:",
         "RUN_STATE_SUCCEEDED",
     ),
-    "docs/client.md": ("overall ", "by my-head:", "index,start_ms,end_ms,label", "windows in the frame", "live 4 "),
+    "docs/client.md": ("overall ", "on logmel, ", "index,start_ms,end_ms,label", "windows, mean confidence", "live 4 "),
 }
 
 
