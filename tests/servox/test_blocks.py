@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,15 +26,18 @@ def read(source: Path | bytes | Pcm, *, max_duration_ms: int = HOUR_MS) -> tuple
 
 def until_damage(source: Path | bytes) -> tuple[int, str]:
     """Milliseconds that could be read, and what was said then."""
-    with open_audio(source, max_duration_ms=HOUR_MS) as reader, pytest.raises(BadAudio) as caught:
-        while reader.read() is not None:
-            pass
-    return reader.position_ms, str(caught.value)
+    with open_audio(source, max_duration_ms=HOUR_MS) as reader:
+        try:
+            while reader.read() is not None:
+                pass
+        except BadAudio as error:
+            return reader.position_ms, str(error)
+    raise AssertionError("nothing was said")
 
 
-def speechlike(seconds: float, rate_hz: int, channels: int = 1) -> Any:
+def speechlike(seconds: float, rate_hz: int, channels: int = 1) -> Samples:
     random = np.random.default_rng(rate_hz + channels)
-    return random.uniform(-0.5, 0.5, (int(seconds * rate_hz), channels)).astype(np.float32)
+    return np.asarray(random.uniform(-0.5, 0.5, (int(seconds * rate_hz), channels)), dtype=np.float32)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -87,7 +89,7 @@ def test_a_file_that_is_cut_gives_what_is_there_and_names_the_position(kind: str
     path = tmp_path / "cut"
     path.write_bytes(whole[: len(whole) // 2])
     if kind == "m4a":  # its index is at the end: nothing can be read of half of it
-        with pytest.raises(BadAudio, match="truncated|cannot|not audio"):
+        with pytest.raises(BadAudio, match=r"truncated|not audio"):
             open_audio(path, max_duration_ms=HOUR_MS)
         return
     position_ms, message = until_damage(path)
@@ -136,7 +138,7 @@ def test_what_is_no_audio_is_refused(tmp_path: Path) -> None:
         open_audio(Pcm(data=b"12", rate_hz=10), max_duration_ms=HOUR_MS)
     with pytest.raises(BadAudio, match="not audio"):
         open_audio(b"no audio at all" * 100, max_duration_ms=HOUR_MS)
-    with pytest.raises(BadInput, match="none.wav: No such file"):
+    with pytest.raises(BadInput, match=r"none\.wav: No such file"):
         open_audio(tmp_path / "none.wav", max_duration_ms=HOUR_MS)
     header = io.BytesIO()
     soundfile.write(header, np.zeros(0, np.float32), 16_000, format="WAV")
