@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from servox.answers import Recognition, Row, Window, csv_of, together
-from servox.client import Client, Prior
+from servox.answers import Recognition, Row, Window, csv_of
+from servox.client import Client, Prior, together
 from servox.errors import BadSetting, ServoxError, Unavailable
 
 IN_FLIGHT = 4

@@ -8,14 +8,12 @@ import csv
 import importlib
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from servox.errors import BadInput, BadSetting, ServoxError
-from servox.v1 import common_pb2, prober_pb2
+from servox.errors import BadSetting, ServoxError
 from servox.wire import Floats
 
 Row = dict[str, Any]
@@ -31,13 +29,6 @@ class Abstention(StrEnum):
     TOO_SHORT = "too_short"
     OUT_OF_DISTRIBUTION = "out_of_distribution"
     UNKNOWN = "unknown"  # a reason of a later server
-
-
-_ABSTENTIONS = {
-    prober_pb2.ABSTENTION_SILENCE: Abstention.SILENCE,
-    prober_pb2.ABSTENTION_TOO_SHORT: Abstention.TOO_SHORT,
-    prober_pb2.ABSTENTION_OUT_OF_DISTRIBUTION: Abstention.OUT_OF_DISTRIBUTION,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,132 +248,3 @@ def frame_of(rows: Sequence[Row]) -> Any:  # noqa: ANN401 -- pandas is optional
     except ModuleNotFoundError:
         raise BadSetting("pandas is not installed: pip install pandas, or take to_rows() or to_csv()") from None
     return pandas.DataFrame(rows)
-
-
-def bundle_from_proto(message: common_pb2.Bundle) -> Bundle:
-    """The bundle that a message names."""
-    return Bundle(
-        digest=message.digest,
-        source=message.source,
-        family=message.family,
-        context=message.context,
-        blocks=message.blocks,
-        precision=message.precision,
-    )
-
-
-def head_from_proto(message: common_pb2.Head) -> Head:
-    """The head that a message names."""
-    return Head(name=message.name, version=message.version, digest=message.digest, bundle_digest=message.bundle_digest)
-
-
-def summary_from_proto(message: prober_pb2.HeadSummary) -> HeadSummary:
-    """One head of a list."""
-    return HeadSummary(
-        head=head_from_proto(message.head),
-        classes=tuple(message.classes),
-        production=message.production,
-        created_unix_ms=message.created_unix_ms,
-    )
-
-
-def timings_from_proto(message: common_pb2.Timings) -> Timings:
-    """The timings in a message."""
-    return Timings(
-        decode_us=message.decode_us,
-        queue_us=message.queue_us,
-        inference_us=message.inference_us,
-        total_us=message.total_us,
-    )
-
-
-def window_from_proto(message: prober_pb2.Window) -> Window:
-    """One window; a reason to abstain that this client does not know stays a reason."""
-    answered = bool(message.probabilities)
-    abstained = message.abstention != prober_pb2.ABSTENTION_UNSPECIFIED
-    return Window(
-        index=message.index,
-        start_ms=message.start_ms,
-        end_ms=message.end_ms,
-        label=message.label or None,
-        confidence=message.confidence if answered or message.label else None,
-        probabilities={each.label: each.probability for each in message.probabilities},
-        abstention=_ABSTENTIONS.get(message.abstention, Abstention.UNKNOWN) if abstained else None,
-        speech=message.speech if message.HasField("speech") else None,
-        novelty=message.novelty if message.HasField("novelty") else None,
-    )
-
-
-def recognition_from_proto(message: prober_pb2.RecognizeResponse) -> Recognition:
-    """The answer to a clip."""
-    return Recognition(
-        overall=window_from_proto(message.overall),
-        windows=tuple(window_from_proto(window) for window in message.windows),
-        head=head_from_proto(message.head),
-        bundle=bundle_from_proto(message.bundle),
-        prior=dict(message.prior.probabilities),
-        timings=timings_from_proto(message.timings),
-    )
-
-
-def heard_from_proto(message: prober_pb2.RecognizeStreamResponse) -> Heard:
-    """One window of a stream."""
-    return Heard(
-        window=window_from_proto(message.window),
-        head=head_from_proto(message.head),
-        bundle=bundle_from_proto(message.bundle),
-        prior=dict(message.prior.probabilities),
-    )
-
-
-def together(heard: Sequence[Heard]) -> Recognition:
-    """Windows of a stream as the answer to the whole clip, which is what the prober itself makes of them.
-
-    Raises:
-        BadInput: no windows.
-    """
-    if not heard:
-        raise BadInput("the audio gave no windows: it holds nothing to hear")
-    windows, last = [each.window for each in heard], heard[-1]
-    return Recognition(
-        overall=_overall(windows),
-        windows=tuple(windows),
-        head=last.head,
-        bundle=last.bundle,
-        prior=last.prior,
-        timings=Timings(decode_us=0, queue_us=0, inference_us=0, total_us=0),
-    )
-
-
-def _overall(windows: Sequence[Window]) -> Window:
-    """The mean of the answered windows by length; none answered: the commonest reason, and the mean of its windows."""
-    reasons = Counter(window.abstention for window in windows)
-    reason = None if reasons[None] else reasons.most_common(1)[0][0]
-    counted = [window for window in windows if window.abstention == reason and window.probabilities]
-    classes = classes_of(counted)
-    means = {name: _mean(counted, [window.probabilities[name] for window in counted]) or 0.0 for name in classes}
-    total = sum(means.values())
-    probabilities = {name: value / total for name, value in means.items()}
-    label = max(probabilities, key=lambda name: probabilities[name], default=None)
-    return Window(
-        index=0,
-        start_ms=min(window.start_ms for window in windows),
-        end_ms=max(window.end_ms for window in windows),
-        label=label,
-        confidence=probabilities[label] if label is not None else None,
-        probabilities=probabilities,
-        abstention=reason,
-        speech=_mean(windows, [window.speech for window in windows]),
-        novelty=_mean(counted, [window.novelty for window in counted]),
-    )
-
-
-def _mean(windows: Sequence[Window], values: Sequence[float | None]) -> float | None:
-    """Mean of what is not None, weighted by the windows' lengths."""
-    pairs = [
-        (max(1, window.end_ms - window.start_ms), value)
-        for window, value in zip(windows, values, strict=True)
-        if value is not None
-    ]
-    weight = sum(length for length, _ in pairs)
-    return sum(length * value for length, value in pairs) / weight if weight else None

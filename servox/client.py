@@ -39,19 +39,16 @@ from servox.answers import (
     Recognition,
     Timings,
     Window,
-    bundle_from_proto,
-    recognition_from_proto,
-    summary_from_proto,
-    timings_from_proto,
-    together,
 )
 from servox.capture import Microphone
 from servox.errors import BadInput, BadSetting, DeadlineExpired, Overloaded, ServoxError, Unavailable
 from servox.live import CLOCKS_S, Asked, Encoded, Recording, Sound, late, stream
+from servox.replies import bundle_from_proto, recognition_from_proto, summary_from_proto, timings_from_proto
 from servox.resending import embed_all, pause_s
 from servox.rpc import Tls, channel, translated
 from servox.sources import Audio, Clip, Source, each, files, load, opened, pcm
 from servox.sync import SyncClient
+from servox.tally import together
 from servox.v1 import embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
 from servox.wire import array_from_proto
 

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 import grpc
 
-from servox.answers import Heard, heard_from_proto
+from servox.answers import Heard
 from servox.errors import DeadlineExpired, Overloaded, ServoxError, Unavailable
+from servox.replies import heard_from_proto
 from servox.resending import pause_s
 from servox.rpc import translated
 from servox.sources import PIECE_BYTES, Chunks, Layout, each, layout_of, pieces_of

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from servox.errors import ServoxError
+from servox.errors import BadSetting, NotFound, ServoxError
 
 from .exchange import Imported, archives_at, export_head, import_head
 from .registry import Entry, Registry
@@ -23,8 +23,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one machine-readable
 Named = Annotated[str, typer.Argument(help="NAME, NAME:VERSION, NAME:latest or NAME:production.", show_default=False)]
 
 
-def _registry(folder: Path | None) -> Registry:
-    return Registry(folder or Settings.load().heads)
+def _registry(folder: Path | None, *, make: bool = False) -> Registry:
+    """The registry in a folder; a mistyped one must not be made by looking into it.
+
+    Raises:
+        NotFound: there is none.
+        BadSetting: the folder cannot be used.
+    """
+    if folder is not None and not make and not folder.is_dir():
+        raise NotFound(f"--heads {folder}: there is no such folder; name that of a registry")
+    place = folder or Settings.load().heads
+    try:
+        return Registry(place)
+    except OSError as error:
+        raise BadSetting(f"--heads {place}: {error.strerror}; choose another folder") from None
 
 
 @heads_app.command("list")
@@ -106,7 +118,7 @@ def import_heads(
     as_json: AsJson = False,
 ) -> None:
     """Read heads that `servox heads export` wrote; exit code 1 if any archive was refused."""
-    registry = _registry(heads)
+    registry = _registry(heads, make=True)
     found: list[Imported] = []
     refused: dict[str, str] = {}
     for each in archives_at(url):

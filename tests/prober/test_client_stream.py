@@ -22,7 +22,7 @@ import soundfile
 from services.prober.registry import Registry
 from services.prober.server import ProberServer
 from services.prober.settings import Settings
-from servox.client import Abstention, Client, Heard, SyncClient, Window, pcm
+from servox.client import Abstention, Client, Heard, SyncClient, Window, pcm, together
 from servox.errors import BadAudio, BadInput, BadSetting, DeadlineExpired, NotFound, Unavailable
 from servox.rpc import Server
 from servox.telemetry import Metrics
@@ -110,6 +110,23 @@ async def test_a_stream_answers_what_an_upload_does(client: Client, tmp_path: Pa
     silent = [window for window in upload.windows if window.abstention is Abstention.SILENCE]
     assert silent
     assert all(window.start_ms >= 1000 and window.end_ms <= 2000 for window in silent)
+
+
+@pytest.mark.parametrize("seconds", [4.0, 1.5])
+async def test_windows_together_are_what_the_prober_makes_of_them(client: Client, seconds: float) -> None:
+    samples = sound(5.0)[: int(seconds * RATE)] if seconds > 2 else np.zeros((int(seconds * RATE), 1), np.int16)
+    for options in (ASKED, {**ASKED, "every_window": True}):
+        upload = await client.recognize(wav(samples), **options)
+        found = together([each async for each in client.stream(wav(samples), **options)])
+        assert found.overall.probabilities == pytest.approx(upload.overall.probabilities, abs=1e-12)
+        assert found.overall.abstention == upload.overall.abstention
+        assert found.overall.novelty == pytest.approx(upload.overall.novelty)
+        assert (found.overall.start_ms, found.overall.end_ms, found.overall.label) == (
+            upload.overall.start_ms,
+            upload.overall.end_ms,
+            upload.overall.label,
+        )
+        assert (found.head, found.bundle, found.prior) == (upload.head, upload.bundle, upload.prior)
 
 
 async def test_channels_are_those_of_the_upload(client: Client) -> None:

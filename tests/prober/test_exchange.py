@@ -229,3 +229,12 @@ async def test_the_command_exports_and_imports(full: Registry, tmp_path: Path) -
     code, said = run("import", out, "--heads", tmp_path / "other")
     assert code == 0
     assert said.count("was there already") == 2
+
+
+def test_a_folder_that_is_no_registry_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=f"--heads {tmp_path}/typo: there is no such folder"):
+        run("list", "--heads", tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadSetting, match=f"--heads {tmp_path}/file: File exists"):
+        run("import", "nowhere", "--heads", tmp_path / "file")

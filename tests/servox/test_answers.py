@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from servox.answers import Abstention, Recognition, recognition_from_proto, window_from_proto
+from servox.answers import Abstention, Recognition
 from servox.errors import BadSetting
+from servox.replies import recognition_from_proto, window_from_proto
 from servox.v1 import common_pb2, prober_pb2
 
 
