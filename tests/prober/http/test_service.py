@@ -1,8 +1,11 @@
 """Heads, health, metrics, ids, traces and logs of the HTTP server."""
 # ruff: noqa: ANN401 -- types of a conftest cannot be imported
 
+import asyncio
 import json
 import logging
+import shutil
+import ssl
 from typing import Any
 
 import httpx
@@ -166,3 +169,30 @@ async def test_it_listens_on_a_port(opened: Any) -> None:
         assert face.server.http == f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=face.server.http) as client:
             assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_it_speaks_https_and_asks_for_certificates_as_grpc_does(opened: Any, tmp_path: Any) -> None:
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl here to make certificates with")
+    for arguments in (
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca",
+        "req -newkey rsa:2048 -nodes -keyout own.key -out own.csr -subj /CN=localhost -addext "
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "x509 -req -in own.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out own.pem -days 2 -copy_extensions copy",
+    ):
+        await (await asyncio.create_subprocess_exec("openssl", *arguments.split(), cwd=tmp_path, stderr=-3)).wait()
+    certificate, key, ca = (str(tmp_path / name) for name in ("own.pem", "own.key", "ca.pem"))
+    trusting, known = ssl.create_default_context(cafile=ca), ssl.create_default_context(cafile=ca)
+    known.load_cert_chain(certificate, key)
+    async with opened(tls_certificate=certificate, tls_key=key) as face:
+        assert await status_of(face, trusting) == 200
+    async with opened(tls_certificate=certificate, tls_key=key, tls_client_ca=ca) as face:
+        assert await status_of(face, known) == 200
+        with pytest.raises(httpx.TransportError):
+            await status_of(face, trusting)
+
+
+async def status_of(face: Any, context: ssl.SSLContext) -> int:
+    transport = httpx.AsyncHTTPTransport(uds=str(face.socket), verify=context)
+    async with httpx.AsyncClient(transport=transport, base_url="https://localhost") as client:
+        return (await client.get("/livez")).status_code
