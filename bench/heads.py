@@ -6,6 +6,7 @@
   scikit-learn has its vectors in memory and standardised, and only `fit` is timed; its BLAS may use every core.
 - Both have one hidden layer of the same width. scikit-learn runs as its users run it: its defaults (Adam, batches of
   200, until the loss stands still, 200 epochs at most), the same with `early_stopping`, and our batch and epochs.
+- The CPU's seconds are those of all threads together, and steadier than the wall's where others are at work.
 - Rounds alternate, a part of scikit-learn's heads and all of ours, so that a busy moment hits both.
 
 python -m bench.heads --bundle BUNDLE --store FOLDER [--data FOLDER]
@@ -17,8 +18,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +81,18 @@ class Side:
     """What one trainer took, and what its heads answered, by the number of the task."""
 
     name: str
-    seconds: float
-    answers: dict[int, Ints]
     settings: dict[str, Any]
+    answers: dict[int, Ints] = field(default_factory=dict)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds what the block takes, on the wall's clock and on all cores together."""
+        began, began_cpu = time.perf_counter(), time.process_time()
+        yield
+        self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - began_cpu
 
 
 def tasks_of(options: argparse.Namespace, digest: str, layers: Sequence[int]) -> list[Task]:
@@ -150,9 +161,8 @@ def ours(side: Side, tasks: Sequence[Task], specs: Sequence[Spec], *, store: str
             scratch=None,
             metrics=ProberMetrics(Metrics()),
         )
-        began = time.perf_counter()
-        train(workshop, store, specs, report=report, stop=threading.Event())
-        side.seconds += time.perf_counter() - began
+        with side.timed():
+            train(workshop, store, specs, report=report, stop=threading.Event())
     for number, task in enumerate(tasks):
         side.answers[number] = heads[number].logits(task.vectors[task.test]).argmax(axis=1)
 
@@ -167,9 +177,8 @@ def theirs(side: Side, tasks: Sequence[Task], chosen: Sequence[int]) -> None:
         model = MLPClassifier(random_state=task.seed, **side.settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            began = time.perf_counter()
-            model.fit(x, y)
-            side.seconds += time.perf_counter() - began
+            with side.timed():
+                model.fit(x, y)
         side.answers[number] = model.predict(standardised(task.vectors[task.test], statistics))
 
 
@@ -194,7 +203,7 @@ def peers(hidden: int) -> list[Side]:
         "scikit-learn, early_stopping": {**plain, "early_stopping": True},
         "scikit-learn, our batch and epochs": {**plain, **same},
     }
-    return [Side(name=name, seconds=0.0, answers={}, settings=settings) for name, settings in rows.items()]
+    return [Side(name=name, settings=settings) for name, settings in rows.items()]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -202,35 +211,48 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     digest = bundles.load(options.bundle).digest
     layers = list(range(options.layer - options.layers + 1, options.layer + 1))
     tasks = tasks_of(options, digest, layers)
-    servox, others = Side(name="servox", seconds=0.0, answers={}, settings={}), peers(options.hidden)
+    servox, others = Side(name="servox", settings={}), peers(options.hidden)
     with tempfile.TemporaryDirectory() as sets:
         specs = specs_of(tasks, sets=sets, digest=digest, layers=layers, hidden=options.hidden)
-        ours(Side(name="", seconds=0.0, answers={}, settings={}), tasks[:4], specs[:4], store=options.store, threads=1)
+        ours(Side(name="", settings={}), tasks[:4], specs[:4], store=options.store, threads=1)
         for turn in range(options.rounds):
             ours(servox, tasks, specs, store=options.store, threads=options.threads)
             for peer in others:
                 theirs(peer, tasks, range(turn, len(tasks), options.rounds))
-    servox.seconds /= options.rounds
+    servox.seconds, servox.cpu_seconds = servox.seconds / options.rounds, servox.cpu_seconds / options.rounds
     return table(servox, others, tasks, options)
 
 
 def table(servox: Side, others: Sequence[Side], tasks: Sequence[Task], options: argparse.Namespace) -> dict[str, Any]:
     """Prints the rows; the same for machines."""
     dims = tasks[0].vectors.shape[1]
-    shown = Table("trainer", "s", "ms a head", "ratio", "macro-F1", *dict.fromkeys(task.corpus for task in tasks))
+    shown = Table(
+        "trainer",
+        "s",
+        "ms a head",
+        "ratio",
+        "CPU s",
+        "ratio",
+        "macro-F1",
+        *dict.fromkeys(task.corpus for task in tasks),
+    )
     rows = []
     for side in (servox, *others):
         scores = score(side, tasks)
         mean = float(np.mean(list(scores.values())))
         ratio = side.seconds / servox.seconds
+        cpu_ratio = side.cpu_seconds / servox.cpu_seconds
         each = side.seconds * 1000 / len(tasks)
-        numbers = (f"{side.seconds:.2f}", f"{each:.1f}", f"{ratio:.1f}", f"{mean:.3f}")
+        times = (f"{side.seconds:.2f}", f"{each:.1f}", f"{ratio:.1f}", f"{side.cpu_seconds:.2f}", f"{cpu_ratio:.1f}")
+        numbers = (*times, f"{mean:.3f}")
         shown.add_row(side.name, *numbers, *(f"{value:.3f}" for value in scores.values()))
         rows.append(
             {
                 "trainer": side.name,
                 "seconds": round(side.seconds, 3),
                 "ratio": round(ratio, 2),
+                "cpu_seconds": round(side.cpu_seconds, 3),
+                "cpu_ratio": round(cpu_ratio, 2),
                 "macro_f1": round(mean, 4),
                 "by_corpus": {corpus: round(value, 4) for corpus, value in scores.items()},
             }

@@ -29,20 +29,23 @@ class Space:
     """Standardised vectors of some clips, and how to get there from embeddings.
 
     Attributes:
-        rows: [n, p].
+        rows: [n, p], or [n, layers, p] to be mixed.
         statistics: `mean` and `std`, [d] each; empty for frames.
-        axes: [d, p]; None where p is d.
+        axes: [d, p], the same for every layer of a mix; None where p is d.
     """
 
     rows: Inputs
     statistics: Weights
     axes: Axes | None
 
-    def whole(self, weights: Weights) -> Weights:
-        """Weights over embeddings of what was learned in here."""
-        if self.axes is None:
-            return {**self.statistics, **weights}
-        return {**self.statistics, **weights, "hidden.weight": weights["hidden.weight"] @ self.axes.T}
+    def whole(self, fitted: "Fitted") -> Weights:
+        """Weights over embeddings of what was learned in here: axes and mix are products that the first layer takes."""
+        into = fitted.weights["hidden.weight"]
+        if self.axes is not None:
+            into = into @ self.axes.T
+        if fitted.mix.size:
+            into = np.concatenate([share * into for share in fitted.mix], axis=1)
+        return {**self.statistics, **fitted.weights, "hidden.weight": into}
 
 
 class Fitting:
@@ -91,7 +94,7 @@ class Fitting:
         """Fits of equal addresses have the same space."""
         spec, recipe = self.job.spec, recipe_of(self.job.spec)
         clips = (spec.clip_set_url, self.chosen(fold).tobytes(), self.held_back(fold).tobytes())
-        return spec.kind, spec.bundle, spec.layers, recipe.components, *clips
+        return spec.kind, spec.bundle, spec.layers, recipe.mix, recipe.components, *clips
 
     def space(self, fold: int | None) -> Space:
         """What an MLP learns from: frames as they are, or vectors in a few directions of theirs.
@@ -108,7 +111,10 @@ class Fitting:
         vectors = self._pooled()[chosen]
         statistics = statistics_of(vectors[learned])
         vectors = standardised(vectors, statistics)
-        axes = axes_of(vectors[learned], recipe_of(self.job.spec).components)
+        recipe = recipe_of(self.job.spec)
+        if recipe.mix:
+            vectors = vectors.reshape(len(vectors), len(self.job.spec.layers), -1)
+        axes = axes_of(vectors[learned].reshape(-1, vectors.shape[-1]), recipe.components)
         rows = vectors if axes is None else vectors @ axes
         return Space(rows=Rows(rows), statistics=statistics, axes=axes)
 
@@ -153,7 +159,7 @@ class Fitting:
 
     def take(self, fold: int | None, space: Space, fitted: "Fitted") -> None:
         """Takes a fitted MLP."""
-        self.accept(fold, space.whole(fitted.weights), epoch=fitted.epoch)
+        self.accept(fold, space.whole(fitted), epoch=fitted.epoch)
 
     def tick(self, steps: int) -> None:
         """Counts steps of an MLP's fit.

@@ -15,27 +15,30 @@ class Inputs(Protocol):
 
     Attributes:
         dims: d, values in a row.
+        layers: 1, or how many layers' rows lie one after the other and are to be mixed.
     """
 
     dims: int
+    layers: int
 
     def __len__(self) -> int:
         """How many clips."""
 
     def take(self, clips: Ints) -> tuple[Floats, Ints | None]:
-        """Rows [r, d] of these clips, and which of them each row belongs to ([r]; None: one row a clip, in order)."""
+        """Rows [r, d] or [r, layers, d] of these clips, and which clip each belongs to ([r]; None: one row a clip)."""
 
 
 class Vectors:
     """One standardised vector a clip.
 
     Args:
-        x: [n, d].
+        x: [n, d], or [n, layers, d] to be mixed.
     """
 
     def __init__(self, x: Floats) -> None:
         self._x = x
-        self.dims = x.shape[1]
+        self.dims = x.shape[-1]
+        self.layers = x.shape[1] if x.ndim == 3 else 1
 
     def __len__(self) -> int:
         return len(self._x)
@@ -53,6 +56,8 @@ class Frames:
         lengths: [n], frames of each clip, in the order of `values`.
         chosen: [m], the clips to use; None for all.
     """
+
+    layers = 1
 
     def __init__(self, values: Floats, lengths: Ints, chosen: Ints | None = None) -> None:
         self._values = values

@@ -52,12 +52,12 @@ DEFAULTS: dict[Kind, dict[str, float]] = {
     "frame-mlp": {**_SER_EVALS, "calibration_folds": 3.0},
     "logistic": {"c": 0.1, "calibration_folds": 5.0},
 }
-# layers: read one after the other, up to the head's; class_weights: 0 none, 1 balanced; logit_adjustment: tau;
-# patience: epochs without a better loss on the speakers held back, 0 never stops early; validation: their share;
-# calibration_bias: 1 for a bias a class beside the temperature.
+# layers: read one after the other, up to the head's; mix: 1 for their mean, with learned shares, in place of that;
+# class_weights: 0 none, 1 balanced; logit_adjustment: tau; patience: epochs without a better loss on the speakers held
+# back, 0 never stops early; validation: their share; calibration_bias: 1 for a bias a class beside the temperature.
 _LOSS = {"class_weights": 0.0, "logit_adjustment": 0.0, "patience": 0.0, "validation": 0.2, "calibration_bias": 0.0}
 OPTIONAL: dict[Kind, dict[str, float]] = {
-    "mlp": {"layers": 1.0, **_LOSS},
+    "mlp": {"layers": 1.0, "mix": 0.0, **_LOSS},
     "frame-mlp": _LOSS,
     "logistic": {"layers": 1.0, "calibration_bias": 0.0},
 }
@@ -74,6 +74,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "calibration_folds": (2, 100, True),
     "components": (1, 65_536, True),
     "layers": (1, 64, True),
+    "mix": (0, 1, True),
     "class_weights": (0.0, 1.0, False),
     "logit_adjustment": (0.0, 4.0, False),
     "patience": (0, 10_000, True),
@@ -138,6 +139,7 @@ class Recipe:
     batch: int
     clip_norm: float
     components: int = 0
+    mix: bool = False
     class_weights: float = 0.0
     logit_adjustment: float = 0.0
     patience: int = 0
@@ -161,6 +163,7 @@ def recipe_of(spec: Spec) -> Recipe:
         batch=int(settings["batch"]),
         clip_norm=settings["clip_norm"],
         components=int(settings.get("components", 0)),
+        mix=bool(settings.get("mix", 0)),
         class_weights=settings["class_weights"],
         logit_adjustment=settings["logit_adjustment"],
         patience=int(settings["patience"]),
@@ -184,6 +187,8 @@ def settings_of(kind: Kind, given: Mapping[str, float]) -> dict[str, float]:
         if not (math.isfinite(value) and low <= value <= high) or (whole and value != int(value)):
             what = "a whole number" if whole else "a number"
             raise BadSetting(f"setting {name} = {value:g}: give {what} from {low:g} to {high:g}")
+    if given.get("mix") and given.get("layers", 1) == 1:
+        raise BadSetting("setting mix = 1 with one layer: there is nothing to mix; set layers to 2 or more")
     plain = {name: value for name, value in given.items() if OPTIONAL[kind].get(name) != value}
     return {**DEFAULTS[kind], **plain}
 

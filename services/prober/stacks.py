@@ -44,7 +44,8 @@ class Part:
     def alike(self) -> tuple[object, ...]:
         """What fits that may share a stack have in common; their exact shape shows once their vectors are read."""
         spec, recipe = self.job.spec, recipe_of(self.job.spec)
-        return spec.bundle, len(spec.layers), recipe.hidden, recipe.components, recipe.batch, len(self.job.classes)
+        read = (spec.bundle, len(spec.layers), recipe.mix, recipe.components)
+        return *read, recipe.hidden, recipe.batch, len(self.job.classes)
 
 
 def stacked(parts: Iterable[Part], *, threads: int, at_once: int = AT_ONCE) -> list[list[Part]]:

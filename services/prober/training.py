@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from servox.priors import softmax
+
 from .heads import Floats, Weights
 from .inputs import Inputs
 from .losses import loss_of
@@ -31,7 +33,9 @@ Tick = Callable[[int], None]
 Device = str
 
 SECOND_MOMENT = 0.999  # torch's default
+MIX_SPEED = 30.0  # how much faster than a weight the mix of layers moves: it has a few numbers and as few steps
 _NAMES = ("hidden.weight", "hidden.bias", "norm.weight", "norm.bias", "output.weight", "output.bias")
+_MIX = "mix"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,15 +66,23 @@ class Fit:
     @property
     def shape(self) -> tuple[int, ...]:
         """What heads of one stack have in common."""
-        return self.inputs.dims, self.recipe.hidden, self.classes, min(self.recipe.batch, self.learned)
+        width = min(self.recipe.batch, self.learned)
+        return self.inputs.dims, self.inputs.layers, self.recipe.hidden, self.classes, width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fitted:
-    """An MLP that was fitted: its weights, and the epoch from 1 after which they were taken."""
+    """An MLP that was fitted.
+
+    Attributes:
+        weights: under the names of a head.
+        epoch: from 1, after which they were taken.
+        mix: [layers], shares of the layers, where they were mixed; empty otherwise.
+    """
 
     weights: Weights
     epoch: int
+    mix: Floats
 
 
 def one_cycle(step: int, total: int, max_rate: float) -> tuple[float, float]:
@@ -149,8 +161,11 @@ def _step(stack: "_Stack", members: Sequence["_Member"], device: Device) -> None
 
 
 def forward(parameters: Sequence[Tensor], rows: Tensor, kept: Tensor | None) -> Tensor:
-    """Logits [heads, r, K] of rows [heads, r, d]."""
-    into, bias, scale, shift, out, out_bias = parameters
+    """Logits [heads, r, K] of rows [heads, r, d]; rows [heads, r, layers, d] are mixed by the last parameter first."""
+    into, bias, scale, shift, out, out_bias, *mix = parameters
+    if mix:
+        shares = functional.softmax(mix[0] * MIX_SPEED, dim=1)
+        rows = torch.einsum("hrld,hl->hrd", rows, shares)
     hidden = torch.baddbmm(bias[:, None], rows, into.transpose(1, 2))
     hidden = functional.gelu(
         torch.addcmul(shift[:, None], functional.layer_norm(hidden, hidden.shape[2:]), scale[:, None])
@@ -193,6 +208,8 @@ class _Member:
         self._fit, self._random = fit, np.random.default_rng(fit.seed)
         recipe, count = fit.recipe, fit.learned
         self.first = first_weights(fit.inputs.dims, recipe.hidden, fit.classes, self._random)
+        if fit.inputs.layers > 1:
+            self.first.append(np.zeros(fit.inputs.layers, dtype=np.float32))
         self._learned = np.setdiff1d(np.arange(len(fit.labels)), fit.held_back)
         self.loss = loss_of(recipe, fit.labels[self._learned], classes=fit.classes)
         self._size, self.per_epoch = min(recipe.batch, count), max(1, count // recipe.batch)
@@ -248,14 +265,17 @@ class _Member:
 
     def fitted(self) -> Fitted:
         """The weights, with what the loss has moved put back."""
-        bias = self._best["output.bias"] + self.loss.correction
-        return Fitted(weights={**self._best, "output.bias": bias}, epoch=self._best_epoch)
+        weights = dict(self._best)
+        weights["output.bias"] = weights["output.bias"] + self.loss.correction
+        moved = weights.pop(_MIX, np.empty(0, dtype=np.float32)) * np.float32(MIX_SPEED)
+        shares = softmax(moved).astype(np.float32) if moved.size else moved
+        return Fitted(weights=weights, epoch=self._best_epoch, mix=shares)
 
     @torch.no_grad()
     def _loss_held_back(self, weights: dict[str, Floats]) -> float:
         """The training's own loss on the clips held back, smoothing apart: what stops is what is learned."""
         total, clips = 0.0, self._fit.held_back
-        parameters = [torch.from_numpy(weights[name])[None] for name in _NAMES]
+        parameters = [torch.from_numpy(weight)[None] for weight in weights.values()]
         for start in range(0, len(clips), self._fit.recipe.batch):
             part = clips[start : start + self._fit.recipe.batch]
             rows, owner = self._fit.inputs.take(part)
@@ -290,7 +310,7 @@ class _Stack:
 
     def weights(self, slot: int) -> dict[str, Floats]:
         """Weights of one head as they are now."""
-        held = zip(_NAMES, self.parameters, strict=True)
+        held = zip((*_NAMES, _MIX), self.parameters, strict=False)
         return {name: parameter.detach()[slot].cpu().numpy().copy() for name, parameter in held}
 
     def keep(self, slots: Sequence[int]) -> None:

@@ -37,6 +37,7 @@ def test_the_frame_head_is_the_papers() -> None:
         "batch": 32,
         "clip_norm": 0.5,
         "components": 0,
+        "mix": False,
         "class_weights": 0.0,
         "logit_adjustment": 0.0,
         "patience": 0,
@@ -131,3 +132,10 @@ def test_a_version_changes_with_everything_that_decides_the_head() -> None:
     assert all(len(version) == 16 for version in versions)
     elsewhere = dataclasses.replace(SPEC, name="other", clip_set_url="y")
     assert version_of(elsewhere, data, ("a", "b")) == versions[0]
+
+
+def test_a_mix_needs_layers() -> None:
+    with pytest.raises(BadSetting, match="nothing to mix"):
+        settings_of("mlp", {"mix": 1})
+    assert settings_of("mlp", {"mix": 1, "layers": 2})["mix"] == 1
+    assert "mix" not in settings_of("mlp", {"mix": 0})

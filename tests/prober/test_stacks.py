@@ -165,3 +165,20 @@ def test_one_speaker_cannot_stop_early(corpus: Corpus, tmp_path: Path, calibrate
     found = trained(corpus, [spec(url, calibrate=calibrate, settings={"patience": 2})], tmp_path)
     assert isinstance(found[0], Failed)
     assert "patience = 0" in str(found[0].error)
+
+
+def test_a_mix_is_exported_as_plain_weights_over_all_layers(corpus: Corpus, tmp_path: Path) -> None:
+    """The first two of the three layers of the corpus say nothing; hosting reads all three and knows of no mix."""
+    settings = {"layers": 3, "mix": 1, "components": 24, "learning_rate": 0.02, "epochs": 30}
+    found = trained(corpus, [spec(corpus.subset(), settings=settings, calibrate=True)], tmp_path)
+    head = head_of(found, 0)
+    assert head.card.layers == (0, 1, 2)
+    into = head.weights["hidden.weight"]
+    assert into.shape == (16, 3 * corpus.dims)
+    noise, nothing, said = np.split(into, 3, axis=1)
+    share = said / noise
+    np.testing.assert_allclose(share, np.full_like(share, share[0, 0]), rtol=1e-3)
+    assert share[0, 0] > 2
+    np.testing.assert_allclose(nothing / noise, (nothing / noise)[0, 0], rtol=1e-3)
+    assert head.card.out_of_fold is not None
+    assert head.card.out_of_fold.macro_f1 > 0.5

@@ -323,3 +323,40 @@ def test_dropout_drops_its_share() -> None:
     kept = training.kept_units(np.random.default_rng(0), 400, 256, 0.3)
     assert set(np.unique(kept)) == {0.0, np.float32(256 / 179)}
     assert kept.mean() == pytest.approx(1, abs=0.01)
+
+
+def test_a_mix_of_layers_finds_the_one_that_says_something() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, K, 200)
+    x = random.normal(size=(200, 3, D)).astype(np.float32)
+    x[:, 1] += 2 * np.eye(D, dtype=np.float32)[labels]
+    found = training.fit_mlps([ordered(Vectors(x), labels, epochs=12)], tick=lambda _: None)[0]
+    assert found.mix.shape == (3,)
+    assert found.mix.sum() == pytest.approx(1)
+    assert found.mix[1] > 0.6
+    assert set(found.weights) == {
+        "hidden.weight",
+        "hidden.bias",
+        "norm.weight",
+        "norm.bias",
+        "output.weight",
+        "output.bias",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_the_mix_learns_as_torchs_own_optimiser_does() -> None:
+    """One step from the start, where all shares are equal: AdamW moves each by the learning rate."""
+    x, labels = pooled()
+    layers = np.stack([x, -x, np.roll(x, 1, axis=0)], axis=1)
+    how = ordered(Vectors(layers), labels, epochs=1, batch=N, dropout=0.0, weight_decay=0.0, clip_norm=1e6)
+    found = training.fit_mlps([how], tick=lambda _: None)[0]
+    random = np.random.default_rng(3)
+    net, mix = [torch.from_numpy(each) for each in training.first_weights(D, 16, K, random)], torch.zeros(1, 3)
+    parameters = [each[None].requires_grad_() for each in net] + [mix.requires_grad_()]
+    scores = training.forward(parameters, torch.from_numpy(layers)[None], None)[0]
+    nn.functional.cross_entropy(scores, torch.from_numpy(labels), label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
+    assert mix.grad is not None
+    rate = training.one_cycle(0, 1, 1e-2)[0]
+    wanted = torch.softmax(-rate * training.MIX_SPEED * torch.sign(mix.grad), dim=1)[0].numpy()
+    np.testing.assert_allclose(found.mix, wanted, atol=1e-4)
