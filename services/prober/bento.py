@@ -7,6 +7,7 @@
 - BentoML's metrics and its access log are off: the app counts and logs each request itself.
 """
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -55,8 +56,9 @@ class Prober:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator]  # BentoML has no types
     def log(self) -> None:
-        """Logs as the prober does, now that BentoML has set up its own way."""
+        """Logs as the prober does, now that BentoML has set up its own way; uvicorn would log queries and addresses."""
         configure_logging("prober", _settings.log_level)
+        logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def close(self) -> None:

@@ -112,7 +112,7 @@ async def http(pair: Any, corpus: Any, tmp_path: Path) -> AsyncIterator[httpx.As
 
 
 @pytest.mark.slow  # builds a Bento and starts BentoML's server
-async def test_a_bento_is_built_and_answers(http: httpx.AsyncClient, pair: Any) -> None:
+async def test_a_bento_is_built_and_answers(http: httpx.AsyncClient, pair: Any, tmp_path: Path) -> None:
     answer = await http.post("/v1/recognize?head=toy", content=wav(), headers={"content-type": "audio/wav"})
     assert answer.status_code == 200, answer.text
     async with Client(prober=pair.address) as client:
@@ -130,3 +130,6 @@ async def test_a_bento_is_built_and_answers(http: httpx.AsyncClient, pair: Any) 
     assert wrong.status_code == 404
     assert wrong.headers["content-type"] == "application/problem+json"
     assert "text/html" in (await http.get("/")).headers["content-type"]
+    log = (tmp_path / "serve.log").read_text()
+    assert log.count('"route": "/v1/recognize"') == 2, "one line a request"
+    assert "head=tou" not in log, "no query is logged"
