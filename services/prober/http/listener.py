@@ -13,6 +13,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any, ClassVar
 
+import h11
 from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
@@ -29,6 +30,7 @@ from .traffic import Traffic
 MESSAGE_BYTES = 1 << 20  # of the WebSocket: 5 s of 48 kHz stereo float
 BACKLOG = 512
 PING_S = 20.0
+KEEP_ALIVE_S = 75  # longer than gateways keep a connection, so that it is they who close it
 LAST_WORDS_S = 2.0  # for answers and closing handshakes, once all that was admitted is through
 
 
@@ -110,7 +112,9 @@ class _Http(H11Protocol):
         """The client has to send: the rest of its headers, or of a body that was answered already."""
         upgraded = self.transport.get_protocol() is not self
         cycle: RequestResponseCycle | None = self.cycle
-        self._sending.watch(not upgraded and (cycle is None or cycle.response_complete))
+        between = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        answered = cycle is not None and cycle.response_complete and not between  # uvicorn's own timer has the pause
+        self._sending.watch(not upgraded and (cycle is None or answered))
 
 
 class _Stream(WSProtocol):
@@ -158,6 +162,7 @@ class Listener:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             ws_max_size=MESSAGE_BYTES,
             ws_ping_interval=PING_S,
             ws_ping_timeout=None,  # a stream that waits for the embedder is not read, and so hears no pong

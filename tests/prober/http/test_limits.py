@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -109,6 +110,21 @@ async def test_a_caller_that_never_finishes_its_headers_is_cut_off(opened: Any, 
     async with opened(http_idle_s=0.2) as face:
         reader, writer = await asyncio.open_unix_connection(str(face.socket))
         writer.write(begun)
+        async with asyncio.timeout(5):
+            assert await _ends(reader.read(1))
+        writer.close()
+
+
+async def test_a_connection_may_rest_between_requests_but_not_within_one(opened: Any) -> None:
+    async with opened(http_idle_s=0.2) as face:
+        reader, writer = await asyncio.open_unix_connection(str(face.socket))
+        for _ in range(2):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert status_of(head) == 200
+            await reader.readexactly(int(re.findall(rb"content-length: (\d+)", head)[0]))
+            await asyncio.sleep(0.5)
+        writer.write(b"GET /livez HTTP/1.1\r\nHos")
         async with asyncio.timeout(5):
             assert await _ends(reader.read(1))
         writer.close()
