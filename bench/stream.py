@@ -246,7 +246,7 @@ class Peer:
 
     def answer(self, window: Samples) -> Samples:
         """Scores of one window."""
-        return self._head.logits(self._embed(window)[None])[0]
+        return np.asarray(self._head.logits(self._embed(window)[None])[0])
 
     def run(self, heard: Sequence[Samples], delays: Sequence[float], *, patience_s: float) -> list[float]:
         """Latencies of windows in the order in which they become whole; what is due after `patience_s` is given up."""

@@ -85,11 +85,13 @@ async def _merged(
     ended: set[asyncio.Task[Any]] = set()
     while ended != running and not any(task.exception() for task in ended):
         coming: asyncio.Task[Any] = asyncio.create_task(answers.get())
-        done, _ = await asyncio.wait({coming, *(running - ended)}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            done, _ = await asyncio.wait({coming, *(running - ended)}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not coming.done():
+                coming.cancel()
         if coming in done:
             yield coming.result()
-        else:
-            coming.cancel()
         ended |= done - {coming}
     while not answers.empty():
         yield answers.get_nowait()

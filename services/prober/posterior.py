@@ -13,7 +13,7 @@ from servox.priors import adjust, class_prior, softmax
 from .card import Card
 from .embedder import Embedded
 from .heads import Head
-from .novelty import distances
+from .novelty import distances, tolerance
 
 Array = npt.NDArray[np.float64]
 
@@ -62,12 +62,12 @@ class Posterior:
         return softmax(adjust(logits, train=self._train, target=self._target))
 
     def novelty(self, embedded: Embedded) -> float | None:
-        """Distance to the training features over the head's limit; None where the head has none."""
+        """Distance to the training features over the head's limit for this length; None where the head has none."""
         limit, weights = self.head.card.novelty_limit, self.head.weights
         if limit is None or "mean" not in weights:
             return None
         z = (embedded.values - weights["mean"]) / weights["std"]
-        return float(distances(z)[0]) / limit
+        return float(distances(z)[0]) / (limit * tolerance(embedded.duration_ms))
 
 
 def _priors(card: Card, prior: Prior) -> tuple[Array | None, Array | None]:
