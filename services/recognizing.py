@@ -48,7 +48,8 @@ def recognize(
         typer.echo(json_text(answers), nl=False)
     failed = [answer for answer in answers if answer.error is not None]
     for answer in failed if out or form == "csv" else []:
-        typer.secho(f"error: {answer.path}: {answer.error}", fg=typer.colors.RED, err=True)
+        why = str(answer.error).removeprefix(f"{answer.path}: ")
+        typer.secho(f"error: {answer.path}: {why}", fg=typer.colors.RED, err=True)
     raise typer.Exit(int(bool(failed)))
 
 

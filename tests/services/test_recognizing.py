@@ -157,6 +157,7 @@ def test_a_bad_file_is_named_and_the_others_go_on(address: str, clip: Path, tmp_
     code, out, err = run(*asked, "--format", "csv")
     assert code == 1
     assert f"error: {bad}: not audio" in err
+    assert err.count("gone.wav") == 1
     assert len(list(csv.DictReader(io.StringIO(out)))) == 1
 
 
