@@ -36,6 +36,11 @@ class Part:
         return self.fitting.job
 
     @property
+    def source(self) -> str:
+        """What it learns from."""
+        return self.job.spec.clip_set_url
+
+    @property
     def stackable(self) -> bool:
         """Whether it can share a stack with others."""
         return self.job.spec.kind == "mlp"
@@ -57,6 +62,8 @@ def stacked(parts: Iterable[Part], *, threads: int, at_once: int = AT_ONCE) -> l
             alike[part.alike].append(part)
         else:
             alone.append([part])
+    for group in alike.values():
+        group.sort(key=lambda part: part.source)  # seeds of the same clips side by side: they share their space
     return [stack for group in alike.values() for stack in _dealt(group, threads, at_once)] + alone
 
 

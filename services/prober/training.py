@@ -5,7 +5,7 @@
   a slice's own. A head whose steps are done leaves the stack.
 - The recipe is SER Evals' (arXiv 2408.07851): label smoothing, AdamW, OneCycle stepped per batch with torch's own
   momentum cycle, gradient norm clipped, dropout behind the GELU, the last incomplete batch dropped. A set smaller than
-  one batch is one batch.
+  one batch is one batch, or a few where the recipe wants more steps an epoch.
 - All randomness of a head comes from one generator of its own: first weights, order of the clips, dropout. So a head
   does not depend on what is trained beside it.
 """
@@ -66,7 +66,7 @@ class Fit:
     @property
     def shape(self) -> tuple[int, ...]:
         """What heads of one stack have in common."""
-        width = min(self.recipe.batch, self.learned)
+        width = self.recipe.width(self.learned)
         return self.inputs.dims, self.inputs.layers, self.recipe.hidden, self.classes, width
 
 
@@ -212,7 +212,8 @@ class _Member:
             self.first.append(np.zeros(fit.inputs.layers, dtype=np.float32))
         self._learned = np.setdiff1d(np.arange(len(fit.labels)), fit.held_back)
         self.loss = loss_of(recipe, fit.labels[self._learned], classes=fit.classes)
-        self._size, self.per_epoch = min(recipe.batch, count), max(1, count // recipe.batch)
+        self._size = recipe.width(count)
+        self.per_epoch = count // self._size
         self._steps, self._total = 0, recipe.steps(count)
         self._order = self._learned
         self._best, self._best_loss, self._best_epoch = dict[str, Floats](), math.inf, 0

@@ -114,7 +114,7 @@ async def test_the_card_says_what_was_done(prober: Any, corpus: Any) -> None:
     assert (card["clips"], card["speakers"], card["dims"], card["layer"]) == (72, 6, corpus.dims, corpus.layer)
     assert card["bundle"] == corpus.bundle
     assert card["settings"]["epochs"] == 40
-    assert card["settings"]["batch"] == 64
+    assert card["settings"]["batch"] == 128
     scores = card["out_of_fold"]
     assert (scores["clips"], scores["speakers"], scores["folds"], scores["grouped_by"]) == (72, 6, 5, "speaker")
     assert scores["macro_f1"] > scores["floor"] == pytest.approx(1 / 3)

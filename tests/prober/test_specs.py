@@ -36,6 +36,7 @@ def test_the_frame_head_is_the_papers() -> None:
         "dropout": 0.1,
         "batch": 32,
         "clip_norm": 0.5,
+        "steps_an_epoch": 1,
         "components": 0,
         "mix": False,
         "class_weights": 0.0,
@@ -139,3 +140,9 @@ def test_a_mix_needs_layers() -> None:
         settings_of("mlp", {"mix": 1})
     assert settings_of("mlp", {"mix": 1, "layers": 2})["mix"] == 1
     assert "mix" not in settings_of("mlp", {"mix": 0})
+
+
+def test_a_small_set_is_learned_in_small_batches() -> None:
+    recipe = recipe_of(SPEC)
+    assert [recipe.width(clips) for clips in (1, 2, 36, 300, 428, 10_000)] == [1, 1, 12, 100, 128, 128]
+    assert [recipe.steps(clips) // recipe.epochs for clips in (1, 36, 300, 428, 10_000)] == [1, 3, 3, 3, 78]

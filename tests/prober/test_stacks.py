@@ -29,6 +29,7 @@ class Shaped:
 
     alike: tuple[object, ...]
     stackable: bool
+    source: str = ""
 
 
 @given(
@@ -44,6 +45,12 @@ def test_every_part_is_in_one_stack_of_its_shape(shapes: list[tuple[int, bool]],
         assert 1 <= len(stack) <= at_once
         assert len({part.alike for part in stack}) == 1
         assert len(stack) == 1 or all(part.stackable for part in stack)
+
+
+def test_seeds_of_the_same_clips_are_side_by_side() -> None:
+    parts = [cast("Part", Shaped(alike=(), stackable=True, source=f"{n % 5}")) for n in range(20)]
+    stacks = stacked(parts, threads=2, at_once=8)
+    assert [part.source for stack in stacks for part in stack] == [f"{n // 4}" for n in range(20)]
 
 
 def test_a_hundred_heads_keep_two_threads_equally_busy() -> None:
