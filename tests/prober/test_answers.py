@@ -40,6 +40,7 @@ def test_the_whole_is_the_mean_of_what_was_answered(kinds: list[tuple[Abstention
         mean = np.average(
             [each.probabilities for each in answered if each.probabilities is not None], axis=0, weights=weights
         )
+        assert whole.probabilities is not None
         np.testing.assert_allclose(whole.probabilities, mean)
     else:
         reasons = [each.abstention for each in windows]
