@@ -129,9 +129,17 @@ class Sources:
             try:
                 yield Source(reader, self._threads)
             finally:
-                await asyncio.shield(run(self._threads, reader.close))
+                await self._let_go(reader)
         finally:
             self._turns.release()
+
+    async def _let_go(self, reader: RemoteReader) -> None:
+        try:
+            closing = asyncio.get_running_loop().run_in_executor(self._threads, reader.close)
+        except RuntimeError:  # the server has stopped, and its threads with it, before this stream was unwound
+            reader.close()
+        else:
+            await asyncio.shield(closing)
 
     @asynccontextmanager
     async def _here(self, pcm: common_pb2.Pcm, max_duration_ms: int) -> AsyncIterator[Source]:
