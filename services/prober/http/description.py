@@ -1,18 +1,14 @@
 """The API's description in OpenAPI 3.1: the routes, what they take, every status that they answer, with examples."""
 
-from http import HTTPStatus
-from typing import Any
-
 from services.prober.settings import Settings
 from services.prober.windows import MAX_WINDOW_MS, MIN_HOP_MS, MIN_WINDOW_MS
 from servox import __version__
 
 from . import examples
-from .edge import MAX_TIMEOUT_MS
+from .components import components, parameters, problem
 from .embeddings import POOLINGS
 from .media import BINARY, JSON, LINES
-from .problems import MEDIA_TYPE
-from .schemas import Schema, message_schemas, ref
+from .schemas import Schema, ref
 
 _ABOUT = """Emotions in speech: audio in, probabilities out.
 
@@ -32,24 +28,6 @@ Config: `head`, `window_ms` and `rate_hz` are needed; `hop_ms` is the window's l
 (or `f32le`), `prior` `train` (or `uniform`, or an object of class and probability), `every_window` false,
 `next_window` 0."""
 
-# What each status means here; every one that a route answers is in its list.
-MEANINGS = {
-    400: "The request cannot be read: a query parameter, a header, or the multipart body is malformed or unknown.",
-    404: "There is no such head, or no such path.",
-    405: "The route has other methods, named in Allow.",
-    406: "The caller accepts nothing that this route answers.",
-    408: "The caller stopped sending in the middle of the body.",
-    409: "The head reads embeddings of another bundle than the embedder makes.",
-    413: "The body, the audio or the number of windows is over a limit.",
-    415: "The body is no audio by its Content-Type, or has a Content-Encoding.",
-    422: "Well formed, and wrong: audio that cannot be decoded, a length out of range, an impossible prior.",
-    426: "This is a WebSocket.",
-    429: "As much is under way as may be; Retry-After says when to come again.",
-    500: "A fault of the server; its log has the trace.",
-    503: "The embedder is not there, or the server starts or stops; Retry-After says when to come again.",
-    504: "The request's own time, or the server's longest, is over.",
-    507: "The server's disk is full.",
-}
 # Narrower than what is read: any JSON object of numbers.
 _PRIOR: Schema = {
     "type": "string",
@@ -77,7 +55,7 @@ def document(settings: Settings) -> Schema:
         },
         "servers": [{"url": "/"}],
         "paths": _paths(settings),
-        "components": {"schemas": _schemas(), "responses": _problems(), "parameters": _common()},
+        "components": components(),
     }
 
 
@@ -187,14 +165,14 @@ def _stream() -> Schema:
         "x-config-example": examples.CONFIG,
         "responses": {
             "101": {"description": "The WebSocket is open."},
-            **{str(status): _problem(status) for status in (400, 403, 426, 429, 500, 503, 504)},
+            **{str(status): problem(status) for status in (400, 403, 426, 429, 500, 503, 504)},
         },
     }
 
 
 def _ready() -> Schema:
     operation = _plain("ready", "Whether to send requests here, as gRPC's health says it.", JSON, ref("Status"))
-    operation["responses"]["503"] = _problem(503)
+    operation["responses"]["503"] = problem(503)
     return operation
 
 
@@ -216,30 +194,7 @@ def _times(low: int, high: int) -> Schema:
 
 
 def _headers() -> list[Schema]:
-    return [{"$ref": f"#/components/parameters/{name}"} for name in _common()]
-
-
-def _common() -> Schema:
-    return {
-        "timeout": {
-            "name": "X-Request-Timeout-Ms",
-            "in": "header",
-            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TIMEOUT_MS},
-            "description": "Answer within this time from the headers on, or with 504.",
-        },
-        "request_id": {
-            "name": "X-Request-Id",
-            "in": "header",
-            "schema": {"type": "string"},
-            "description": "Comes back in the answer and is in the server's log; one of another form is replaced.",
-        },
-        "traceparent": {
-            "name": "traceparent",
-            "in": "header",
-            "schema": {"type": "string"},
-            "description": "The caller's trace (W3C), which the server's spans then belong to; ignored if malformed.",
-        },
-    }
+    return [{"$ref": f"#/components/parameters/{name}"} for name in parameters()]
 
 
 def _audio() -> Schema:
@@ -270,85 +225,4 @@ def _responses(answers: Schema, statuses: tuple[int, ...]) -> Schema:
         "headers": {"X-Request-Id": {"schema": {"type": "string"}}},
         "content": answers,
     }
-    return {"200": good, **{str(status): _problem(status) for status in sorted(statuses)}}
-
-
-def _problem(status: int) -> Schema:
-    return {"$ref": f"#/components/responses/{status}"}
-
-
-def _problems() -> Schema:
-    return {str(status): _problem_of(status) for status in sorted({*MEANINGS, 403})}
-
-
-def _problem_of(status: int) -> Schema:
-    shown: dict[str, Any] = {
-        "description": MEANINGS.get(status, "A page of another origin."),
-        "content": {MEDIA_TYPE: {"schema": ref("Problem")}},
-    }
-    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
-        shown["content"][MEDIA_TYPE]["example"] = examples.PROBLEM
-    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
-        shown["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
-    return shown
-
-
-def _schemas() -> Schema:
-    text, whole = {"type": "string"}, {"type": "integer"}
-    array = {
-        "type": "object",
-        "properties": {
-            "dtype": {"const": "float32"},
-            "shape": {"type": "array", "items": whole},
-            "values": {
-                "type": "array",
-                "description": "[layers, d], [layers, 2, d] or [frames, d].",
-            },
-        },
-        "required": ["dtype", "shape", "values"],
-    }
-    last = message_schemas()["RecognizeResponse"]["properties"]
-    return {
-        **message_schemas(),
-        "RecognizeLine": {
-            "description": "One line: a window, the last one with the whole, or a problem on the way.",
-            "oneOf": [
-                _object({"window": ref("Window")}),
-                _object({name: last[name] for name in ("overall", "head", "bundle", "prior")}),
-                _object({"problem": ref("Problem")}),
-            ],
-        },
-        "EmbedResponse": _object(
-            {
-                "embedding": array,
-                "layers": {"type": "array", "items": whole, "description": "First axis of it, unless it is frames."},
-                "bundle": ref("Bundle"),
-                "timings": ref("Timings"),
-                "duration_ms": {**whole, "description": "Of the audio that was embedded."},
-                "truncated": {"type": "boolean"},
-            }
-        ),
-        "HeadList": _object({"heads": {"type": "array", "items": ref("HeadSummary")}}),
-        "HeadDescription": _object(
-            {"summary": ref("HeadSummary"), "card": {"type": "object", "description": "All that is known of the head."}}
-        ),
-        "Status": _object({"status": {"const": "ok"}}),
-        "Problem": {
-            **_object(
-                {
-                    "type": {**text, "description": "urn:servox:problem:… for each kind."},
-                    "title": text,
-                    "status": whole,
-                    "detail": {**text, "description": "What is wrong, its value, and the remedy."},
-                    "kind": {**text, "description": "Class of the error, the same as over gRPC."},
-                    "retryable": {"type": "boolean", "description": "Whether the same request may succeed later."},
-                    "request_id": text,
-                }
-            ),
-            "description": "RFC 9457. `field` and `value` say what was meant, where one thing was.",
-        },
-    }
-
-
-def _object(properties: Schema) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(properties)}
+    return {"200": good, **{str(status): problem(status) for status in sorted(statuses)}}

@@ -6,11 +6,9 @@
 - Samples are drawn as windows are answered and read: a caller who stops reading is not listened to, and nothing grows.
 """
 
-import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,114 +21,20 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDiscon
 from services.prober import messages
 from services.prober.dataplane import Dataplane
 from services.prober.metrics import ProberMetrics
-from services.prober.posterior import Posterior, Prior
+from services.prober.posterior import Posterior
 from services.prober.settings import Settings
 from services.prober.sound import Chunks
-from services.prober.windows import Grid, Samples, grid
-from servox.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, Encoding
+from services.prober.windows import Samples
 from servox.errors import BadInput, ServoxError
 from servox.v1 import common_pb2
 
 from .encoding import dumps, to_json
 from .problems import Gone, Problem, Refusal, problem_of
-from .queries import MAX_INTEGER, bad_value, prior_of
+from .stream_config import Config, config_of, object_of
 
 log = logging.getLogger(__name__)
 
 CALLERS_FAULT, SERVERS_FAULT, LATER, FINE = 1008, 1011, 1013, 1000
-_ENCODINGS: dict[str, Encoding] = {"s16le": "s16le", "f32le": "f32le"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
-    """What a stream is.
-
-    Attributes:
-        head: name, or name:version.
-        prior: to assume.
-        shape: of the windows, at the rate of the samples.
-        channels: interleaved.
-        encoding: of a sample.
-        every_window: answer windows without speech as well.
-        next_window: first window to answer, for a stream that goes on.
-    """
-
-    head: str
-    prior: Prior
-    shape: Grid
-    channels: int
-    encoding: Encoding
-    every_window: bool
-    next_window: int
-
-
-def config_of(text: str) -> Config:
-    """The config in a message.
-
-    Raises:
-        Refusal: 400, what cannot be read.
-        BadInput: values out of range.
-    """
-    given = _object(text)
-    unknown = sorted(set(given) - {"type", *_DEFAULTS})
-    if unknown or given.get("type", "config") != "config":
-        raise Refusal(
-            HTTPStatus.BAD_REQUEST,
-            f"the first message has {str(unknown or given['type'])[:100]!r}: send a config with {', '.join(_DEFAULTS)}",
-            name=unknown[0][:100] if unknown else "type",
-        )
-    head, encoding, every = (_of(given, name) for name in ("head", "format", "every_window"))
-    if not isinstance(head, str) or not head:
-        raise bad_value("head", json.dumps(head), "give the name of a head")
-    if not isinstance(encoding, str) or encoding not in _ENCODINGS:
-        raise bad_value("format", json.dumps(encoding), "give s16le or f32le")
-    if not isinstance(every, bool):
-        raise bad_value("every_window", json.dumps(every), "give true or false")
-    rate_hz = _whole(given, "rate_hz", MIN_RATE_HZ, MAX_RATE_HZ)
-    return Config(
-        head=head,
-        prior=prior_of(given.get("prior")),
-        shape=grid(_whole(given, "window_ms", 0, MAX_INTEGER), _whole(given, "hop_ms", 0, MAX_INTEGER), rate_hz),
-        channels=_whole(given, "channels", 1, MAX_CHANNELS),
-        encoding=_ENCODINGS[encoding],
-        every_window=every,
-        next_window=_whole(given, "next_window", 0, MAX_INTEGER),
-    )
-
-
-_DEFAULTS: dict[str, object] = {
-    "head": None,
-    "window_ms": None,
-    "hop_ms": 0,
-    "rate_hz": None,
-    "channels": 1,
-    "format": "s16le",
-    "prior": "train",
-    "every_window": False,
-    "next_window": 0,
-}
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "a text message is no JSON object: send a config first, an end last")
-    return document
-
-
-def _of(given: dict[str, Any], name: str) -> object:
-    value = given.get(name)
-    return _DEFAULTS[name] if value is None else value
-
-
-def _whole(given: dict[str, Any], name: str, low: int, high: int) -> int:
-    value = _of(given, name)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise bad_value(name, json.dumps(value), f"give a whole number from {low} to {high}")
-    return value
 
 
 class Streams:
@@ -240,7 +144,7 @@ async def _samples(received: AsyncIterator[Message], chunks: Chunks) -> AsyncIte
     async for message in received:
         if (text := message.get("text")) is None:
             yield chunks.push(message["bytes"])
-        elif _object(text).get("type") == "end":
+        elif object_of(text).get("type") == "end":
             break
         else:
             raise BadInput('the stream holds a second config: open another one to change it, or send {"type": "end"}')

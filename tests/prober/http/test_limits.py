@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -217,6 +218,23 @@ async def test_a_scratch_folder_that_is_not_there_is_507(opened: Any, tmp_path: 
         answer = await face.recognize(face.wav(80), window_ms=4000)
         assert (answer.status_code, answer.json()["kind"]) == (507, "StorageFull")
         assert str(tmp_path) not in answer.text
+
+
+async def test_broken_requests_break_nothing(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
+    random = Random(3)
+    async with opened(http_idle_s=0.2) as face:
+        whole = request(f"Content-Length: {len(face.wav(0.1))}\r\nAccept: */*\r\n", "&window_ms=100") + face.wav(0.1)
+        for _ in range(120):
+            broken = bytearray(whole)
+            for _ in range(random.choice((1, 2, 8))):
+                at = random.randrange(200)
+                broken[at : at + random.randrange(8)] = random.randbytes(random.randrange(8))
+            _, writer = await asyncio.open_unix_connection(str(face.socket))
+            writer.write(broken)
+            await asyncio.sleep(0)
+            writer.close()
+        assert (await face.recognize(face.wav(1))).status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_more_than_may_be_under_way_is_429(opened: Any) -> None:
