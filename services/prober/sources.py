@@ -6,7 +6,7 @@ read here.
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -119,12 +119,12 @@ class Sources:
                 f"{self._files} files are being read (files_at_a_time): send this one again later"
             ) from None
         try:
-            run = asyncio.get_running_loop().run_in_executor
-            opening = run(self._threads, lambda: self._pool.open(source, max_duration_ms=max_duration_ms))
+            opening = self._threads.submit(lambda: self._pool.open(source, max_duration_ms=max_duration_ms))
             try:
-                reader = await asyncio.shield(opening)
+                reader = await asyncio.wrap_future(opening)
             except asyncio.CancelledError:
-                opening.add_done_callback(_left)  # the caller left; what is opened meanwhile is closed
+                # The caller left: what is opened meanwhile is closed, by its thread, even if the event loop has ended.
+                opening.add_done_callback(_left)
                 raise
             try:
                 yield Source(reader, self._threads)
@@ -147,6 +147,6 @@ class Sources:
             yield Source(reader, self._threads)
 
 
-def _left(opening: asyncio.Future[RemoteReader]) -> None:
+def _left(opening: Future[RemoteReader]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()

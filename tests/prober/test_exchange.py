@@ -236,5 +236,5 @@ def test_a_folder_that_is_no_registry_is_not_made(tmp_path: Path) -> None:
         run("list", "--heads", tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadSetting, match=f"--heads {tmp_path}/file: File exists"):
+    with pytest.raises(BadSetting, match=f"--heads {tmp_path}/file: .*; choose another folder"):
         run("import", "nowhere", "--heads", tmp_path / "file")
