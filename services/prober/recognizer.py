@@ -24,7 +24,7 @@ from .embedder import Embedded, Embedder, abstention_of
 from .metrics import ProberMetrics
 from .posterior import Posterior
 from .sound import live, stored
-from .sources import Blocks, Sources
+from .sources import Sources
 from .voice import Heard, Voice, heard, level
 from .windows import MIN_WINDOW_MS, Cut, Grid, Samples, check_next_window, grid
 
@@ -103,11 +103,12 @@ class Recognizer:
         windows, timings, bundle = list[Window](), common_pb2.Timings(), common_pb2.Bundle()
         async with self._sources.opened(sound, max_duration_ms=self._limits.clip_ms) as source:
             shape = grid(window_ms, hop_ms, source.reader.rate_hz)
-            self._check_count(source.reader, shape)
+            self._check_count((source.reader.promised_ms or 0) // shape.hop_ms)
             answers = self._answers(stored(source, shape), shape, posterior, every_window=every_window, bulk=True)
             async with aclosing(answers):
                 async for window, made_by, embedded in answers:
                     windows.append(window)
+                    self._check_count(len(windows) - 1)  # headers need not tell the length
                     bundle = made_by
                     if embedded:
                         timings.queue_us += embedded.timings.queue_us
@@ -230,12 +231,10 @@ class Recognizer:
             each = Heard(cut=cut, abstention="too_short" if short else None, speech=None)
         return each, embedded
 
-    def _check_count(self, reader: Blocks, shape: Grid) -> None:
-        count = (reader.promised_ms or 0) // shape.hop_ms
-        if count > self._limits.windows:
+    def _check_count(self, windows: int) -> None:
+        if windows > self._limits.windows:
             raise TooLarge(
-                f"{reader.promised_ms} ms in steps of {shape.hop_ms} ms are {count} windows, over the limit of "
-                f"{self._limits.windows}: take a longer hop_ms or shorter audio"
+                f"{windows} windows are over the limit of {self._limits.windows}: take a longer hop_ms or shorter audio"
             )
 
     def _window(self, each: Heard, embedded: Embedded | None, posterior: Posterior) -> Window:
