@@ -28,7 +28,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 
 from services.demo import data_root
@@ -176,7 +175,7 @@ def theirs(side: Side, tasks: Sequence[Task], chosen: Sequence[int]) -> None:
         x, y = standardised(taught, statistics), task.labels[task.train]
         model = MLPClassifier(random_state=task.seed, **side.settings)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", UserWarning)  # not converged; batch larger than the set
             with side.timed():
                 model.fit(x, y)
         side.answers[number] = model.predict(standardised(task.vectors[task.test], statistics))
