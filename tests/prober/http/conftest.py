@@ -87,6 +87,10 @@ class Face:
         """What the toy embedder refuses."""
         return wav(np.ones(8000, dtype=np.float32))
 
+    @staticmethod
+    def silence() -> bytes:
+        return wav(np.zeros(16_000, dtype=np.float32))
+
     async def raw(self, data: bytes, *, wait_s: float = 5.0) -> bytes:
         """Sends bytes, and gives all that comes back until the server closes."""
         reader, writer = await asyncio.open_unix_connection(str(self.socket))

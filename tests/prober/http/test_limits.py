@@ -237,6 +237,21 @@ async def test_broken_requests_break_nothing(opened: Any, caplog: pytest.LogCapt
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+async def test_audio_that_is_too_long_is_413(opened: Any, accept: str) -> None:
+    async with opened(max_duration_ms=1000, max_file_ms=1000) as face:
+        answer = await face.recognize(face.wav(2), window_ms=500, headers={"accept": accept})
+        assert (answer.status_code, answer.json()["kind"]) == (413, "TooLarge")
+
+
+async def test_an_embedder_that_stays_silent_is_503(opened: Any) -> None:
+    async with opened(embed_timeout_s=0.3) as face:
+        await held(face)
+        answer = await face.recognize(face.wav(1))
+        assert (answer.status_code, answer.json()["kind"]) == (503, "Unavailable")
+        assert answer.headers["retry-after"] == "1"
+
+
 async def test_more_than_may_be_under_way_is_429(opened: Any) -> None:
     async with opened(max_requests=1) as face:
         await held(face)

@@ -162,6 +162,15 @@ async def test_damage_on_the_way_ends_the_lines_with_a_problem(shared: Any) -> N
     assert last["problem"]["request_id"] == answer.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("query", [{}, {"window_ms": 400}, {"window_ms": 400, "headers": LINES}])
+async def test_silence_is_an_answer_that_abstains(shared: Any, query: dict[str, Any]) -> None:
+    answer = await shared.recognize(shared.silence(), **query)
+    assert answer.status_code == 200, answer.text
+    overall = json.loads(answer.text.splitlines()[-1])["overall"]
+    assert (overall["abstention"], overall["probabilities"]) == ("ABSTENTION_SILENCE", [])
+    assert (overall["label"], overall["confidence"]) == ("", 0)
+
+
 async def test_a_whole_clip_can_be_had_in_lines(shared: Any) -> None:
     windows, last = await in_lines(shared, shared.wav(1))
     assert windows == [last["overall"]]

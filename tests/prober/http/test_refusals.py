@@ -148,6 +148,7 @@ BAD = {
         route="/v1/embeddings", headers={**WAV, "accept": "text/html"}, status=406, kind="NotAcceptable"
     ),
     "embeddings of nothing": Bad(route="/v1/embeddings", body=b"", status=422, kind="BadAudio"),
+    "embeddings of silence": Bad(route="/v1/embeddings", body=b"silence", status=422, kind="SilentAudio"),
     "embeddings of noise": Bad(route="/v1/embeddings", body=b"nothing", status=422, kind="BadAudio"),
     "heads by POST": Bad(route="/v1/heads", status=405, kind="MethodNotAllowed"),
     "heads with a limit": Bad(
@@ -171,7 +172,8 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 async def test_it_is_refused_as_a_problem(shared: Any, bad: Bad) -> None:
     face = shared
-    body = face.wav(1) if bad.body is None else face.clipping() if bad.body == b"clipping" else bad.body
+    made = {None: face.wav(1), b"clipping": face.clipping(), b"silence": face.silence()}
+    body = made.get(bad.body, bad.body)
     answer = await face.http.request(
         bad.method, bad.route, params=bad.query, headers=bad.headers, content=body if bad.method == "POST" else b""
     )
