@@ -82,7 +82,7 @@ async def test_a_body_in_chunks_is_counted(opened: Any) -> None:
             taken += 50_000
             yield b"x" * 50_000
 
-    async with opened(max_file_bytes=BODY, http_idle_s=0.5) as face:
+    async with opened(max_file_bytes=BODY, http_idle_s=2) as face:
         answer = await face.recognize(endless())  # this client looks at the answer once it cannot send any more
         assert answer.status_code == 413
         assert answer.json()["kind"] == "TooLarge"
@@ -156,7 +156,7 @@ async def _ends(talk: Coroutine[Any, Any, bytes]) -> bool:
 
 
 async def test_a_caller_that_stops_reading_is_cut_off(opened: Any) -> None:
-    async with opened(http_idle_s=0.3, max_windows=5000) as face:
+    async with opened(http_idle_s=1, max_windows=5000) as face:
         clip = face.wav(60)
         path = request(f"Content-Length: {len(clip)}\r\nAccept: application/x-ndjson\r\n", "&window_ms=100&hop_ms=20")
         reader, writer = await asyncio.open_unix_connection(str(face.socket), limit=1024)
@@ -222,7 +222,7 @@ async def test_a_scratch_folder_that_is_not_there_is_507(opened: Any, tmp_path: 
 
 async def test_broken_requests_break_nothing(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
     random = Random(3)
-    async with opened(http_idle_s=0.2) as face:
+    async with opened() as face:
         whole = request(f"Content-Length: {len(face.wav(0.1))}\r\nAccept: */*\r\n", "&window_ms=100") + face.wav(0.1)
         for _ in range(120):
             broken = bytearray(whole)
