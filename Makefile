@@ -5,7 +5,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 STAMP := .venv/.installed
 
-.PHONY: setup demo paper bench-gpu test lint type proto conformance contracts manifests images tools
+.PHONY: setup demo paper bench-gpu test lint type proto conformance schemathesis contracts manifests images tools
 
 setup: $(STAMP)
 
@@ -45,6 +45,9 @@ proto: setup  ## generate the stubs again
 
 conformance: setup  ## NVIDIA's tritonclient against a running embedder
 	$(BIN)/python -m pytest tests/embedder/test_tritonclient.py -n0 -rs
+
+schemathesis: setup  ## the whole HTTP schema, many examples an operation, against a running prober
+	SERVOX_SCHEMA_EXAMPLES=300 $(BIN)/python -m pytest tests/prober/http/test_schema.py -n0 -s
 
 contracts: setup tools  ## protos: style, breaking changes, stubs in step
 	PYTHON=$(BIN)/python scripts/contracts.sh
