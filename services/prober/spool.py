@@ -9,7 +9,6 @@ from typing import IO
 
 from servox.errors import StorageFull, TooLarge
 
-
 PIECE_BYTES = 1 << 20  # written at a time
 
 

@@ -174,7 +174,8 @@ class ToyEmbedder(embedder_pb2_grpc.EmbedderServicer):
         if request.audio.WhichOneof("source") == "pcm":
             pcm, rate_hz = request.audio.pcm, request.audio.pcm.rate_hz
             short = pcm.format == common_pb2.SAMPLE_FORMAT_S16
-            samples = np.frombuffer(pcm.data, dtype="<i2" if short else "<f4") / np.float32(32768 if short else 1)
+            raw = np.frombuffer(pcm.data, dtype="<i2" if short else "<f4")
+            samples = (raw / (32768 if short else 1)).astype(np.float32)
         else:
             samples = audio.decode(request.audio.container, rate_hz).samples
         if samples.max() > 0.99:
