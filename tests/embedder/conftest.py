@@ -106,7 +106,11 @@ def reference() -> Callable[[np.ndarray], np.ndarray]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a bundle whose encoder is one convolution."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    return tiny_bundle_at(tmp_path_factory.mktemp("bundle") / "tiny")
+
+
+def tiny_bundle_at(folder: Path) -> Path:
+    """Makes that bundle, for other services' tests too."""
     folder.mkdir()
     graph = _graph()
     onnx.checker.check_model(graph, full_check=True)

@@ -29,6 +29,7 @@ from servox.errors import BadAudio, BadInput, DeadlineExpired, HeadMismatch, Ser
 from servox.rpc import translated
 from servox.telemetry import Metrics
 from servox.v1 import common_pb2, prober_pb2, prober_pb2_grpc
+from tests.embedder.conftest import tiny_bundle_at
 from tests.prober.conftest import BUNDLE, DIMS, Pair, paired, prober_at
 
 S16, F32 = common_pb2.SAMPLE_FORMAT_S16, common_pb2.SAMPLE_FORMAT_F32
@@ -135,9 +136,19 @@ async def streamed(
             yield prober_pb2.RecognizeStreamRequest(chunk=chunk)
 
     windows = [] if windows is None else windows
-    with translated("prober"):
-        async for message in prober.RecognizeStream(requests()):
-            windows.append(message.window)
+    chunks = list(chunks)
+    for _ in range(5):
+        windows.clear()
+        try:
+            with translated("prober"):
+                async for message in prober.RecognizeStream(requests()):
+                    windows.append(message.window)
+        except Unavailable as error:
+            # A write that crosses the refusal makes grpc.aio report an internal error instead.
+            if "Internal error from Core" not in str(error):
+                raise
+        else:
+            break
     return windows
 
 
@@ -169,20 +180,14 @@ async def plain(pair: Pair, tmp_path: Path) -> Pair:
 # ---- upload equals stream --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def logmel(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A real bundle that needs no weights."""
-    from services.embedder.export import export
-
-    return export("logmel", tmp_path_factory.mktemp("bundles") / "logmel")
-
-
 @asynccontextmanager
-async def real(bundle: Any, folder: Path, **flags: Any) -> AsyncIterator[Any]:
-    """A prober that asks a real embedder."""
+async def real(folder: Path, **flags: Any) -> AsyncIterator[Any]:
+    """A prober that asks a real embedder, which decodes and resamples as any; only its encoder is small."""
+    from services.embedder import bundle as bundles
     from services.embedder.server import EmbedderServer
     from services.embedder.settings import Settings as EmbedderSettings
 
+    bundle = bundles.load(tiny_bundle_at(folder / "tiny"))
     Registry(folder / "heads").save(head_of(bundle.digest, bundle.dims))
     settings = EmbedderSettings.load(
         {"bundle": bundle.folder, "grpc_socket": folder / "e.sock", "metrics_port": 0, "decode_workers": 1}
@@ -196,9 +201,9 @@ async def real(bundle: Any, folder: Path, **flags: Any) -> AsyncIterator[Any]:
         await embedder.stop()
 
 
-async def test_upload_file_and_stream_give_the_same_windows_and_numbers(logmel: Any, tmp_path: Path) -> None:
+async def test_upload_file_and_stream_give_the_same_windows_and_numbers(tmp_path: Path) -> None:
     layouts = [(8_000, 1), (16_000, 2), (22_050, 1), (44_100, 2), (48_000, 1), (48_000, 3)]
-    async with real(logmel, tmp_path) as prober:
+    async with real(tmp_path) as prober:
         for rate_hz, channels in layouts:
             sound = wave(2.75, rate_hz, channels)
             upload = await uploaded(prober, common_pb2.Audio(container=sound.file("WAV")))
@@ -215,11 +220,11 @@ async def test_upload_file_and_stream_give_the_same_windows_and_numbers(logmel: 
             assert await streamed(prober, odd(sound.file("FLAC"), 5001), CONTAINER) == wanted
 
 
-async def test_a_lossy_file_and_what_we_decode_of_it_give_the_same(logmel: Any, tmp_path: Path) -> None:
+async def test_a_lossy_file_and_what_we_decode_of_it_give_the_same(tmp_path: Path) -> None:
     data = wave(2.5, 44_100, 2).file("MP3")
     samples, rate_hz = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     config = prober_pb2.StreamConfig(recognize=asked(), rate_hz=rate_hz, channels=2, format=F32)
-    async with real(logmel, tmp_path) as prober:
+    async with real(tmp_path) as prober:
         upload = await uploaded(prober, common_pb2.Audio(container=data))
         assert len(upload.windows) == 6
         assert await streamed(prober, odd(samples.astype("<f4").tobytes(), 9999), config) == list(upload.windows)
