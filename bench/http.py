@@ -40,6 +40,7 @@ HOSTS = ("listener", "uvicorn", "bentoml")
 CALLERS = (1, 4, 16)
 PATIENCE_S = 30.0
 TRAINED_ON = 60  # generated clips
+AUDIO = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 CLIPS = 40  # that are recognised, in random order
 CLASSES = {"N": "neutral", "W": "anger", "T": "sadness"}  # EmoDB's letters
 
@@ -78,15 +79,17 @@ async def process(command: Sequence[str], *, log: Path, settings: dict[str, str]
 
 async def answering(target: Target, log: Path) -> bytes:
     """The answer to the first clip, once there is one; closes the target."""
+    last = ""
     try:
-        for _ in range(240):
+        for _ in range(120):
             try:
                 return await target.ask(0, patience_s=PATIENCE_S)
-            except Exception:  # noqa: BLE001 -- whatever a server does that is not ready yet
+            except Exception as error:  # noqa: BLE001 -- whatever a server does that is not ready yet
+                last = repr(error)
                 await asyncio.sleep(0.5)
     finally:
         await target.close()
-    raise SystemExit(f"no answer; the log ends: {(await asyncio.to_thread(log.read_text))[-1500:]}")
+    raise SystemExit(f"no answer ({last}); the log ends: {(await asyncio.to_thread(log.read_text))[-1500:]}")
 
 
 async def trained(client: Client, prober: str, folder: Path) -> None:
@@ -224,7 +227,10 @@ async def run(options: argparse.Namespace, folder: Path) -> None:
 
 
 def _audio(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(folder.rglob("*.wav"))[:CLIPS]]
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO)[:CLIPS]
+    if not found:
+        raise SystemExit(f"{folder} holds no {', '.join(AUDIO)}: name a folder with clips")
+    return [path.read_bytes() for path in found]
 
 
 def _ways(ports: dict[str, int], audio: Sequence[bytes]) -> list[Way]:
@@ -239,7 +245,7 @@ def _ways(ports: dict[str, int], audio: Sequence[bytes]) -> list[Way]:
 
     def over_http(name: str) -> Callable[[], Target]:
         url = f"http://127.0.0.1:{ports[name]}/v1/recognize?head=bench"
-        return lambda: HttpTarget(url, headers={"Content-Type": "audio/wav"}, bodies=audio)
+        return lambda: HttpTarget(url, headers={"Content-Type": "application/octet-stream"}, bodies=audio)
 
     return [
         Way(name="grpc", opened=over_grpc),
@@ -251,7 +257,7 @@ def main() -> None:
     """Parses the flags and runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="bundle to serve; log-mel statistics if not given")
-    parser.add_argument("--clips", type=Path, help="folder of wave files to recognise; generated speech if not given")
+    parser.add_argument("--clips", type=Path, help="folder of clips to recognise; generated speech if not given")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--window-s", type=float, default=8.0, help="seconds that count, for each cell and round")
     options = parser.parse_args()
