@@ -68,6 +68,9 @@ class Dataplane:
     Args:
         settings: folders, addresses, limits.
         metrics: its counters.
+
+    Raises:
+        BadSetting: a device to train on, or a detector's file, that is not there.
     """
 
     def __init__(self, settings: Settings, metrics: ProberMetrics) -> None:
@@ -90,6 +93,10 @@ class Dataplane:
         )
         self._recognizer = Recognizer(self._embedder, self._sources, voice, metrics, limits)
         self._training = asyncio.Lock()
+        if settings.train_device != "cpu":
+            from .training import check_device  # torch takes seconds to import, and only a GPU can be missing
+
+            check_device(settings.train_device)
         self._hosted = Hosted(self._registry, settings.heads_in_memory)
 
     async def train(self, store_url: str, orders: Sequence[Order]) -> AsyncGenerator[Event]:
@@ -120,6 +127,7 @@ class Dataplane:
             threads=self._settings.train_threads,
             scratch=self._settings.scratch,
             metrics=self._metrics,
+            device=self._settings.train_device,
         )
 
         def report(event: Event | None) -> None:

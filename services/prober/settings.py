@@ -1,6 +1,7 @@
 """Settings of the prober; see `servox.settings` for where values come from."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -29,6 +30,7 @@ class Settings(ServiceSettings):
     embed_timeout_s: float = Field(60.0, gt=0, description="longest wait for the embedder's answer to one call")
     heads: Path = Field(default_factory=lambda: home() / "heads", description="folder of the registry of heads")
     scratch: Path | None = Field(None, description="folder for temporary files; the system's if unset")
+    train_device: Literal["cpu", "cuda"] = Field("cpu", description="what MLPs are trained on")
     train_threads: int = Field(default_factory=cpus.here, ge=1, description="fits at a time")
     cache_bytes: int = Field(256 << 20, ge=0, description="embeddings kept in memory")
     heads_in_memory: int = Field(128, ge=1, description="heads kept in memory")

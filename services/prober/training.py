@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from servox.errors import BadSetting
 from servox.priors import softmax
 
 from .heads import Floats, Weights
@@ -122,6 +123,19 @@ def kept_units(random: np.random.Generator, rows: int, hidden: int, dropout: flo
     threshold = round(dropout * 256)
     drawn = np.frombuffer(random.bytes(rows * hidden), dtype=np.uint8).reshape(rows, hidden)
     return np.multiply(drawn >= threshold, np.float32(256 / (256 - threshold)), dtype=np.float32)
+
+
+def check_device(name: str) -> None:
+    """Whether torch can train there.
+
+    Raises:
+        BadSetting: it has no such device here.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadSetting(
+            f"train_device = {name}: torch {torch.__version__} finds no CUDA device here; install a CUDA build of it "
+            "and a driver, or train on the cpu"
+        )
 
 
 def fit_mlps(fits: Sequence[Fit], *, tick: Tick, device: Device = "cpu") -> list[Fitted]:

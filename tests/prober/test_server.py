@@ -3,17 +3,23 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
+from services.prober.dataplane import Dataplane
+from services.prober.metrics import ProberMetrics
 from services.prober.registry import Registry
+from services.prober.settings import Settings
 from servox.arrays import EmbeddingStore
-from servox.errors import BadInput, HeadMismatch, NotFound, Refused, StorageFull, Unavailable
+from servox.errors import BadInput, BadSetting, HeadMismatch, NotFound, Refused, StorageFull, Unavailable
 from servox.rpc import translated
+from servox.telemetry import Metrics
 from servox.v1 import common_pb2, prober_pb2
 from servox.wire import array_from_proto, array_to_proto
 
@@ -268,3 +274,11 @@ async def test_an_unknown_head_has_its_own_status(prober: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await prober.GetHead(prober_pb2.GetHeadRequest(head="nobody"))
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_device_that_is_not_there_is_refused_at_start(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    settings = Settings.load({"heads": tmp_path, "train_device": "cuda"})
+    with pytest.raises(BadSetting, match=r"train_device = cuda: torch .* finds no CUDA device here"):
+        Dataplane(settings, ProberMetrics(Metrics()))
