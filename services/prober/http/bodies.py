@@ -1,29 +1,24 @@
-"""Bodies of requests: counted while they come, kept in memory or, if they are long, in an unnamed file.
+"""Bodies of requests, counted while they come and spooled.
 
-- A body is refused at the first byte over the limit; a client that stops in the middle is given up after a while.
-- The file has no name, so that nothing is left behind by a process that dies; it is read again by its descriptor.
+A body is refused at the first byte over the limit; a client that stops in the middle is given up after a while.
 """
 
 import asyncio
-import os
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from servox.errors import BadAudio, StorageFull, TooLarge
+from services.prober.spool import Spool
+from servox.errors import BadAudio, TooLarge
 
 from .multipart import OneFile
 from .problems import Gone, Refusal
 
-IN_MEMORY_BYTES = 4 << 20
-BLOCK_BYTES = 1 << 20
 MULTIPART_BYTES = 64 << 10  # what boundaries and part headers may add
 
 
@@ -58,62 +53,6 @@ def check_length(headers: Headers, limit: int) -> int | None:
 
 def _too_large(said: str, limit: int) -> TooLarge:
     return TooLarge(f"the body has {said}, over the limit of {limit}: send shorter or compressed audio")
-
-
-class Spool:
-    """Bytes in memory or, beyond some, in an unnamed file."""
-
-    def __init__(self, scratch: Path | None) -> None:
-        self._scratch = scratch
-        self._buffer = bytearray()
-        self._file: IO[bytes] | None = None
-        self.size = 0
-
-    @property
-    def path(self) -> Path | None:
-        """Where a long body can be opened, by this process and its workers; None where all is in memory."""
-        return Path(f"/proc/{os.getpid()}/fd/{self._file.fileno()}") if self._file else None
-
-    async def write(self, data: bytes) -> None:
-        """Takes bytes.
-
-        Raises:
-            StorageFull: the scratch folder is full or not there.
-        """
-        self.size += len(data)
-        self._buffer += data
-        if len(self._buffer) >= (BLOCK_BYTES if self._file else IN_MEMORY_BYTES + 1):
-            await asyncio.to_thread(self._flush)
-
-    async def finish(self, *, to_file: bool) -> None:
-        """Brings the last bytes where the first ones are, or all of them to a file."""
-        if self._file or to_file:
-            await asyncio.to_thread(self._flush)
-
-    def _flush(self) -> None:
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)  # noqa: SIM115 -- until `close`
-            view = memoryview(self._buffer)
-            while view:
-                view = view[os.write(self._file.fileno(), view) :]
-        except OSError as error:
-            raise StorageFull(
-                f"cannot keep an upload of {self.size} bytes in the scratch folder: {error.strerror}; "
-                "make room there or set another one (scratch)"
-            ) from None
-        self._buffer = bytearray()
-
-    async def data(self) -> bytes:
-        """All of it."""
-        if (path := self.path) is None:
-            return bytes(self._buffer)
-        return await asyncio.to_thread(path.read_bytes)
-
-    def close(self) -> None:
-        """Gives the file back."""
-        if self._file:
-            self._file.close()
 
 
 @asynccontextmanager

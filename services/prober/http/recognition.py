@@ -23,11 +23,12 @@ from services.prober.dataplane import Dataplane
 from services.prober.metrics import ProberMetrics
 from services.prober.posterior import Posterior, Prior
 from services.prober.settings import Settings
+from services.prober.spool import Spool
 from services.prober.windows import grid
 from servox.errors import BadInput, TooLarge
 from servox.v1 import common_pb2, prober_pb2
 
-from .bodies import Intake, Spool, check_length, taken
+from .bodies import Intake, check_length, taken
 from .encoding import dumps, to_json
 from .leaving import unless_gone
 from .media import JSON, LINES, Sent, sent, wanted
