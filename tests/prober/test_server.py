@@ -276,7 +276,7 @@ async def test_an_unknown_head_has_its_own_status(prober: Any) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_device_that_is_not_there_is_refused_at_start(tmp_path: Path) -> None:
+async def test_a_device_that_is_not_there_is_refused_at_start(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     settings = Settings.load({"heads": tmp_path, "train_device": "cuda"})
