@@ -5,8 +5,8 @@
   the budget, divided by the rate at which audio has lately been finished.
 - A single call whose deadline would pass while it waits is refused at once as well: its caller learns in milliseconds
   what it would else learn when its time is up, and the device works for those who can still be answered. By the rate
-  of late, what is in flight must take no more than a share of the caller's time: short clips overtake (HRRN), so the
-  longer ones wait longer than the average.
+  of late, what is in flight must take no more than a share of the caller's time: short clips overtake, so the longer
+  ones wait longer than the average.
 - Streams wait instead, and only up to their share of the budget, so that bulk work never locks out single calls.
 - Before decoding the length is a guess from the first bytes; `amend` puts the decoded length in its place.
 """
