@@ -41,7 +41,7 @@ function begin({ live, seek }) {
   const { classes } = known.get(chosen.head);
   results = { head: chosen.head, settings: chosen, classes, windows: [], overall: null };
   tableHead(by("table"), classes);
-  timeline.begin(classes, { live, hop_ms: chosen.hop_ms, seek });
+  timeline.begin(classes, { live, seek });
   by("now").textContent = "Listening …";
   for (const id of ["json", "csv"]) by(id).disabled = true;
   return chosen;

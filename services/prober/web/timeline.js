@@ -18,8 +18,8 @@ export class Timeline {
     this.due = false;
   }
 
-  begin(classes, { live, hop_ms, seek }) {
-    Object.assign(this, { live, hop_ms, seek, windows: [], cursor_ms: null, overall: null });
+  begin(classes, { live, seek }) {
+    Object.assign(this, { live, seek, windows: [], cursor_ms: null, overall: null });
     this.rows = new Map(classes.map((label) => [label, this.row(label)]));
     this.axis = Object.assign(document.createElement("div"), { className: "axis" });
     this.axis.setAttribute("aria-hidden", "true");
