@@ -12,6 +12,8 @@
     ├── BundleError           a bundle that is missing, corrupt or out of its parity bound
     ├── HeadMismatch          a head asked to read embeddings of another bundle
     ├── Refused               a rule of the protocol forbids it (no speakers, gate not passed)
+    ├── Unauthenticated       nobody knows who calls
+    ├── Forbidden             whoever calls may not, or not for this purpose
     ├── Overloaded            admission is full; try again after `retry_after_s`
     ├── DeadlineExpired       the caller's deadline passed before the work began
     ├── Unavailable           a peer, a device or a worker is not there
@@ -91,6 +93,20 @@ class Refused(ServoxError):
 
     grpc_code = grpc.StatusCode.FAILED_PRECONDITION
     http_status = HTTPStatus.CONFLICT
+
+
+class Unauthenticated(ServoxError):
+    """Nobody knows who calls: no key or token, or one that is unknown, expired or revoked."""
+
+    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+    http_status = HTTPStatus.UNAUTHORIZED
+
+
+class Forbidden(ServoxError):
+    """The caller is known and may not do this, or nobody may for the purpose that was named."""
+
+    grpc_code = grpc.StatusCode.PERMISSION_DENIED
+    http_status = HTTPStatus.FORBIDDEN
 
 
 class Overloaded(ServoxError):

@@ -27,6 +27,7 @@ class Window:
         abstention: why there is no answer that should be acted on; None where there is one.
         speech: share of the window that is speech; None where nobody looked.
         novelty: distance to the training features over the head's limit; None where the head has none.
+        uncalibrated: [K] without the tenant's calibration; None where nobody asked for it.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Window:
     abstention: Abstention | None = None
     speech: float | None = None
     novelty: float | None = None
+    uncalibrated: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class Tally:
             sums = self._sums.setdefault(window.abstention, _Sum(len(window.probabilities)))
             sums.probabilities += window.probabilities * weight
             sums.novelty.add(window.novelty, weight)
+            if window.uncalibrated is not None:
+                sums.uncalibrated += window.uncalibrated * weight
 
     def overall(self) -> Window:
         """The whole, as one window; at least one must have been added."""
@@ -88,7 +92,8 @@ class Tally:
             index=0,
             start_ms=self._start_ms,
             end_ms=self._end_ms,
-            probabilities=found.probabilities / found.probabilities.sum() if found else None,
+            probabilities=_shares(found.probabilities) if found else None,
+            uncalibrated=_shares(found.uncalibrated) if found else None,
             abstention=reason,
             speech=self._speech.value(),
             novelty=found.novelty.value() if found else None,
@@ -118,9 +123,15 @@ class _Mean:
         return self._sum / self._weight if self._weight else None
 
 
+def _shares(summed: Array) -> Array | None:
+    """Of a weighted sum of probabilities; None where nothing was summed."""
+    return summed / summed.sum() if summed.any() else None
+
+
 class _Sum:
-    """Windows of one kind: weighted sum of their probabilities [K], mean of their novelty."""
+    """Windows of one kind: weighted sums of their probabilities [K], mean of their novelty."""
 
     def __init__(self, classes: int) -> None:
         self.probabilities: Array = np.zeros(classes)
+        self.uncalibrated: Array = np.zeros(classes)
         self.novelty = _Mean()

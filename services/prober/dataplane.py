@@ -23,11 +23,12 @@ from servox.priors import softmax
 from servox.v1 import common_pb2, embedder_pb2
 
 from .answers import Recognition
+from .asking import Ask
 from .embedder import Embedder
 from .heads import TRAINING, AnyFloats, Floats, Head, Standardisation
 from .hosting import Hosted
 from .metrics import ProberMetrics
-from .posterior import Posterior, Prior
+from .posterior import Posterior
 from .progress import Event, Progress, Stopped
 from .recognizer import Answer, Limits, Recognizer
 from .registry import Entry, Registry
@@ -188,14 +189,15 @@ class Dataplane:
         x = self._vectors.pooled(source.store_url, bundle=card.bundle, layers=card.layers, keys=keys)
         return np.stack([head.logits(x, variant) for variant in variants])
 
-    async def posterior(self, name: str, prior: Prior) -> Posterior:
-        """A head under a prior, for the three ways to recognise.
+    async def posterior(self, ask: Ask) -> Posterior:
+        """The head that answers, under a prior, for the three ways to recognise.
 
         Raises:
             NotFound: no such head.
             BadInput: a prior that does not fit it.
         """
-        return Posterior(await self._head(name), prior)
+        head = await self._head(ask.head)
+        return Posterior(head, ask.prior, uncalibrated=ask.uncalibrated)
 
     async def recognize(
         self,

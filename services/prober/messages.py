@@ -9,10 +9,11 @@ from servox.v1 import common_pb2, prober_pb2
 from servox.wire import array_from_proto, array_to_proto, failure_to_proto
 
 from .answers import Abstention, Recognition, Window
+from .asking import Ask
 from .card import Card, Kind
 from .dataplane import Prediction, Stored
 from .heads import AnyFloats, Head, Standardisation
-from .posterior import Prior, PriorKind
+from .posterior import Posterior, Prior, PriorKind, Stage
 from .progress import Event, Failed, Progress
 from .registry import Entry
 from .specs import Spec, settings_of
@@ -34,6 +35,12 @@ _WIRE_PRIORS = {
     "train": prober_pb2.Prior.KIND_TRAIN,
     "uniform": prober_pb2.Prior.KIND_UNIFORM,
     "explicit": prober_pb2.Prior.KIND_EXPLICIT,
+}
+_STAGES: dict[Stage, prober_pb2.Stage] = {
+    "candidate": prober_pb2.STAGE_UNSPECIFIED,
+    "production": prober_pb2.STAGE_PRODUCTION,
+    "canary": prober_pb2.STAGE_CANARY,
+    "shadow": prober_pb2.STAGE_SHADOW,
 }
 _ABSTENTIONS: dict[Abstention | None, prober_pb2.Abstention] = {
     None: prober_pb2.ABSTENTION_UNSPECIFIED,
@@ -142,9 +149,37 @@ def prior_from_proto(message: prober_pb2.Prior) -> Prior:
     return Prior(kind=kind, probabilities=dict(message.probabilities))
 
 
-def prior_to_proto(kind: PriorKind, values: dict[str, float]) -> prober_pb2.Prior:
+def ask_from_proto(message: prober_pb2.RecognizeConfig) -> Ask:
+    """What a request asks for.
+
+    Raises:
+        BadInput: an impossible prior.
+    """
+    return Ask(
+        head=message.head,
+        prior=prior_from_proto(message.prior),
+        tenant=message.tenant,
+        uncalibrated=message.uncalibrated,
+        purpose=message.purpose,
+        session=message.session,
+    )
+
+
+def prior_to_proto(posterior: Posterior) -> prober_pb2.Prior:
     """The prior that was used."""
-    return prober_pb2.Prior(kind=_WIRE_PRIORS[kind], probabilities=values)
+    return prober_pb2.Prior(kind=_WIRE_PRIORS[posterior.prior_kind], probabilities=posterior.prior)
+
+
+def answered(posterior: Posterior, bundle: common_pb2.Bundle) -> prober_pb2.RecognizeStreamResponse:
+    """What made the windows of a call, all but the window."""
+    return prober_pb2.RecognizeStreamResponse(
+        head=_named(posterior.head.card, posterior.digest),
+        bundle=bundle,
+        prior=prior_to_proto(posterior),
+        calibration=prober_pb2.UsedCalibration(),
+        stage=_STAGES[posterior.stage],
+        notice=posterior.notice,
+    )
 
 
 def window_to_proto(window: Window, classes: tuple[str, ...]) -> prober_pb2.Window:
@@ -162,19 +197,35 @@ def window_to_proto(window: Window, classes: tuple[str, ...]) -> prober_pb2.Wind
         shown.label, shown.confidence = classes[best], float(window.probabilities[best])
         for label, value in zip(classes, window.probabilities, strict=True):
             shown.probabilities.add(label=label, probability=float(value))
+    if window.uncalibrated is not None:
+        for label, value in zip(classes, window.uncalibrated, strict=True):
+            shown.uncalibrated.add(label=label, probability=float(value))
     return shown
 
 
-def recognition_to_proto(recognition: Recognition, head: Head, prior: prober_pb2.Prior) -> prober_pb2.RecognizeResponse:
+def window_answered(
+    window: Window, posterior: Posterior, bundle: common_pb2.Bundle
+) -> prober_pb2.RecognizeStreamResponse:
+    """One window of a stream, and what made it."""
+    shown = answered(posterior, bundle)
+    shown.window.CopyFrom(window_to_proto(window, posterior.head.card.classes))
+    return shown
+
+
+def recognition_to_proto(recognition: Recognition, posterior: Posterior) -> prober_pb2.RecognizeResponse:
     """Emotions of one clip."""
-    classes = head.card.classes
+    classes = posterior.head.card.classes
+    made_by = answered(posterior, recognition.bundle)
     return prober_pb2.RecognizeResponse(
         overall=window_to_proto(recognition.overall, classes),
         windows=[window_to_proto(window, classes) for window in recognition.windows],
-        head=head_to_proto(head),
-        bundle=recognition.bundle,
-        prior=prior,
+        head=made_by.head,
+        bundle=made_by.bundle,
+        prior=made_by.prior,
         timings=recognition.timings,
+        calibration=made_by.calibration,
+        stage=made_by.stage,
+        notice=made_by.notice,
     )
 
 

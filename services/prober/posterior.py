@@ -1,8 +1,9 @@
 """A head under a prior: embeddings in, probabilities out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ import numpy.typing as npt
 from servox.errors import BadInput
 from servox.priors import adjust, class_prior, softmax
 
+from .answers import Window
 from .card import Card
 from .embedder import Embedded
 from .heads import Head
@@ -18,6 +20,7 @@ from .novelty import distances, tolerance
 Array = npt.NDArray[np.float64]
 
 PriorKind = Literal["train", "uniform", "explicit"]
+Stage = Literal["candidate", "production", "canary", "shadow"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,20 +31,47 @@ class Prior:
     probabilities: Mapping[str, float] = field(default_factory=dict)
 
 
+class Listener(Protocol):
+    """Whoever wants to know what was scored."""
+
+    def scored(self, embedded: Embedded, window: Window) -> None:
+        """One window with probabilities; called on the event loop, so it must be quick."""
+
+
 class Posterior:
     """A head under one prior: embeddings in, probabilities out.
 
     Args:
         head: already checked against its registry.
         prior: to assume.
+        stage: as what the head answers.
+        notice: to be shown to those who were heard; empty for none.
+        uncalibrated: whether windows also carry what the head says without a tenant's calibration.
+        listeners: are told of every window that was scored.
 
     Raises:
         BadInput: an explicit prior for other classes, or one that does not sum to one.
     """
 
-    def __init__(self, head: Head, prior: Prior) -> None:
-        self.head = head
+    def __init__(
+        self,
+        head: Head,
+        prior: Prior,
+        *,
+        stage: Stage = "candidate",
+        notice: str = "",
+        uncalibrated: bool = False,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.head, self.prior_kind = head, prior.kind
+        self.stage, self.notice = stage, notice
+        self._uncalibrated, self._listeners = uncalibrated, tuple(listeners)
         self._train, self._target = _priors(head.card, prior)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the head; counted once, for a stream names it with every window."""
+        return self.head.digest
 
     @property
     def prior(self) -> dict[str, float]:
@@ -60,6 +90,15 @@ class Posterior:
         self.head.check_bundle(embedded.bundle.digest)
         logits = self.head.card.scaling.apply(self.head.logits(embedded.values)[0])
         return softmax(adjust(logits, train=self._train, target=self._target))
+
+    def uncalibrated(self, embedded: Embedded) -> Array | None:
+        """[K] without the tenant's calibration; None where the request did not ask for it."""
+        return self.probabilities(embedded) if self._uncalibrated else None
+
+    def told(self, embedded: Embedded, window: Window) -> None:
+        """Tells the listeners of a window that was scored."""
+        for listener in self._listeners:
+            listener.scored(embedded, window)
 
     def novelty(self, embedded: Embedded) -> float | None:
         """Distance to the training features over the head's limit for this length; None where the head has none."""

@@ -239,16 +239,17 @@ class Recognizer:
 
     def _window(self, each: Heard, embedded: Embedded | None, posterior: Posterior) -> Window:
         started = time.perf_counter()
-        probabilities = novelty = None
+        probabilities = novelty = uncalibrated = None
         reason = each.abstention
         if embedded and not reason:
             probabilities, novelty = posterior.probabilities(embedded), posterior.novelty(embedded)
+            uncalibrated = posterior.uncalibrated(embedded)
             reason = "out_of_distribution" if novelty is not None and novelty > 1 else None
             self._took("head", started)
             self._metrics.clips.labels("recognize").inc()
         if reason:
             self._metrics.abstentions.labels(reason).inc()
-        return Window(
+        window = Window(
             index=each.cut.index,
             start_ms=each.cut.start_ms,
             end_ms=each.cut.end_ms,
@@ -256,7 +257,11 @@ class Recognizer:
             abstention=reason,
             speech=each.speech,
             novelty=novelty,
+            uncalibrated=uncalibrated,
         )
+        if embedded and probabilities is not None:
+            posterior.told(embedded, window)
+        return window
 
     def _took(self, stage: str, started: float) -> int:
         elapsed_s = time.perf_counter() - started

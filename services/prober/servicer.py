@@ -61,7 +61,7 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
     async def Recognize(self, request: prober_pb2.RecognizeRequest, context: Context) -> prober_pb2.RecognizeResponse:
         """Emotions of one clip."""
         with self._metrics.call("Recognize"), waiting(context.time_remaining()):
-            posterior, used = await self._posterior(request.config)
+            posterior = await self._dataplane.posterior(messages.ask_from_proto(request.config))
             recognition = await self._dataplane.recognize(
                 request.audio,
                 posterior,
@@ -69,7 +69,7 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
                 hop_ms=request.config.hop_ms,
                 every_window=request.config.every_window,
             )
-            return messages.recognition_to_proto(recognition, posterior.head, used)
+            return messages.recognition_to_proto(recognition, posterior)
 
     async def RecognizeStream(
         self, request_iterator: AsyncIterator[prober_pb2.RecognizeStreamRequest], context: Context
@@ -78,13 +78,11 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
         with self._metrics.call("RecognizeStream"):
             requests = self._dataplane.patient(aiter(request_iterator))
             config = await _config(requests)
-            posterior, used = await self._posterior(config.recognize)
-            head, classes = messages.head_to_proto(posterior.head), posterior.head.card.classes
+            posterior = await self._dataplane.posterior(messages.ask_from_proto(config.recognize))
             answers = self._file if config.container else self._live
             async with aclosing(answers(config, requests, posterior)) as windows:
                 async for window, bundle in windows:
-                    shown = messages.window_to_proto(window, classes)
-                    yield prober_pb2.RecognizeStreamResponse(window=shown, head=head, bundle=bundle, prior=used)
+                    yield messages.window_answered(window, posterior, bundle)
 
     async def _live(self, config: prober_pb2.StreamConfig, requests: Requests, posterior: Posterior) -> Answers:
         shape = grid(config.recognize.window_ms, config.recognize.hop_ms, config.rate_hz)
@@ -134,11 +132,6 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
         with self._metrics.call("Promote"):
             entry = await self._dataplane.promote(request.head)
             return prober_pb2.PromoteResponse(summary=messages.summary_to_proto(entry))
-
-    async def _posterior(self, config: prober_pb2.RecognizeConfig) -> tuple[Posterior, prober_pb2.Prior]:
-        prior = messages.prior_from_proto(config.prior)
-        posterior = await self._dataplane.posterior(config.head, prior)
-        return posterior, messages.prior_to_proto(prior.kind, posterior.prior)
 
 
 async def _config(requests: Requests) -> prober_pb2.StreamConfig:

@@ -70,6 +70,51 @@ class ProberStub:
                 request_serializer=servox_dot_v1_dot_prober__pb2.PromoteRequest.SerializeToString,
                 response_deserializer=servox_dot_v1_dot_prober__pb2.PromoteResponse.FromString,
                 _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/servox.v1.Prober/Rollback',
+                request_serializer=servox_dot_v1_dot_prober__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.RollbackResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/servox.v1.Prober/GetHistory',
+                request_serializer=servox_dot_v1_dot_prober__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
+        self.SetRollout = channel.unary_unary(
+                '/servox.v1.Prober/SetRollout',
+                request_serializer=servox_dot_v1_dot_prober__pb2.SetRolloutRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.SetRolloutResponse.FromString,
+                _registered_method=True)
+        self.GetRollout = channel.unary_unary(
+                '/servox.v1.Prober/GetRollout',
+                request_serializer=servox_dot_v1_dot_prober__pb2.GetRolloutRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.GetRolloutResponse.FromString,
+                _registered_method=True)
+        self.ListCalibrations = channel.unary_unary(
+                '/servox.v1.Prober/ListCalibrations',
+                request_serializer=servox_dot_v1_dot_prober__pb2.ListCalibrationsRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.ListCalibrationsResponse.FromString,
+                _registered_method=True)
+        self.FreezeCalibration = channel.unary_unary(
+                '/servox.v1.Prober/FreezeCalibration',
+                request_serializer=servox_dot_v1_dot_prober__pb2.FreezeCalibrationRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.FreezeCalibrationResponse.FromString,
+                _registered_method=True)
+        self.ResetCalibration = channel.unary_unary(
+                '/servox.v1.Prober/ResetCalibration',
+                request_serializer=servox_dot_v1_dot_prober__pb2.ResetCalibrationRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.ResetCalibrationResponse.FromString,
+                _registered_method=True)
+        self.ExportCalibration = channel.unary_unary(
+                '/servox.v1.Prober/ExportCalibration',
+                request_serializer=servox_dot_v1_dot_prober__pb2.ExportCalibrationRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.ExportCalibrationResponse.FromString,
+                _registered_method=True)
+        self.ImportCalibration = channel.unary_unary(
+                '/servox.v1.Prober/ImportCalibration',
+                request_serializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationResponse.FromString,
+                _registered_method=True)
 
 
 class ProberServicer:
@@ -118,8 +163,66 @@ class ProberServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Promote(self, request, context):
-        """Makes a head the one that its name answers with; refused unless its out-of-fold scores pass the gate.
+        """Makes a head the one that its name answers with; refused unless its stored evaluation passes the gate.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Puts the version back in production that the last promotion replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """What was promoted, rolled back and rolled out under a name, and by whom.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRollout(self, request, context):
+        """Which versions of a name answer a share of its callers (canary) or are scored unseen (shadow).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRollout(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCalibrations(self, request, context):
+        """Calibration to a tenant's own speech.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeCalibration(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetCalibration(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportCalibration(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportCalibration(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -161,6 +264,51 @@ def add_ProberServicer_to_server(servicer, server):
                     servicer.Promote,
                     request_deserializer=servox_dot_v1_dot_prober__pb2.PromoteRequest.FromString,
                     response_serializer=servox_dot_v1_dot_prober__pb2.PromoteResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.RollbackRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.RollbackResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.GetHistoryRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'SetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRollout,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.SetRolloutRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.SetRolloutResponse.SerializeToString,
+            ),
+            'GetRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRollout,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.GetRolloutRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.GetRolloutResponse.SerializeToString,
+            ),
+            'ListCalibrations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCalibrations,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.ListCalibrationsRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.ListCalibrationsResponse.SerializeToString,
+            ),
+            'FreezeCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeCalibration,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.FreezeCalibrationRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.FreezeCalibrationResponse.SerializeToString,
+            ),
+            'ResetCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetCalibration,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.ResetCalibrationRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.ResetCalibrationResponse.SerializeToString,
+            ),
+            'ExportCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportCalibration,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.ExportCalibrationRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.ExportCalibrationResponse.SerializeToString,
+            ),
+            'ImportCalibration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportCalibration,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -353,6 +501,249 @@ class Prober:
             '/servox.v1.Prober/Promote',
             servox_dot_v1_dot_prober__pb2.PromoteRequest.SerializeToString,
             servox_dot_v1_dot_prober__pb2.PromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/Rollback',
+            servox_dot_v1_dot_prober__pb2.RollbackRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/GetHistory',
+            servox_dot_v1_dot_prober__pb2.GetHistoryRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/SetRollout',
+            servox_dot_v1_dot_prober__pb2.SetRolloutRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.SetRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/GetRollout',
+            servox_dot_v1_dot_prober__pb2.GetRolloutRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.GetRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCalibrations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/ListCalibrations',
+            servox_dot_v1_dot_prober__pb2.ListCalibrationsRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.ListCalibrationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/FreezeCalibration',
+            servox_dot_v1_dot_prober__pb2.FreezeCalibrationRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.FreezeCalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/ResetCalibration',
+            servox_dot_v1_dot_prober__pb2.ResetCalibrationRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.ResetCalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/ExportCalibration',
+            servox_dot_v1_dot_prober__pb2.ExportCalibrationRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.ExportCalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportCalibration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/ImportCalibration',
+            servox_dot_v1_dot_prober__pb2.ImportCalibrationRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.ImportCalibrationResponse.FromString,
             options,
             channel_credentials,
             insecure,

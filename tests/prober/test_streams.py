@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from services.prober.asking import Ask
 from services.prober.card import Card
 from services.prober.dataplane import Dataplane
 from services.prober.heads import Head, encode
 from services.prober.metrics import ProberMetrics
-from services.prober.posterior import Prior
 from services.prober.registry import Registry
 from services.prober.settings import Settings
 from services.prober.windows import grid
@@ -403,7 +403,7 @@ async def test_a_caller_who_reads_nothing_stops_the_intake(tmp_path: Path) -> No
     async with paired(tmp_path) as pair:
         Registry(tmp_path / "heads").save(head_of(BUNDLE, DIMS))
         dataplane = Dataplane(settings, ProberMetrics(Metrics()))
-        posterior = await dataplane.posterior("plain", Prior())
+        posterior = await dataplane.posterior(Ask(head="plain"))
         windows = dataplane.stream(chunks(), grid(100, 100, 16_000), posterior)
         async with contextlib.aclosing(windows):
             await anext(windows)

@@ -8,6 +8,7 @@ from .edge import MAX_TIMEOUT_MS
 from .problems import MEDIA_TYPE
 from .schemas import Schema, message_schemas, ref
 
+LAST_LINE = ("head", "bundle", "prior", "calibration", "stage", "notice")  # beside the whole
 # What each status means here; every one that a route answers is in its list.
 MEANINGS = {
     400: "The request cannot be read: a query parameter, a header, or the multipart body is malformed or unknown.",
@@ -99,7 +100,7 @@ def _schemas() -> Schema:
             "description": "One line: a window, the last one with the whole, or a problem on the way.",
             "oneOf": [
                 _object({"window": ref("Window")}),
-                _object({name: last[name] for name in ("overall", "head", "bundle", "prior")}),
+                _object({name: last[name] for name in ("overall", *LAST_LINE)}),
                 _object({"problem": ref("Problem")}),
             ],
         },

@@ -18,15 +18,15 @@ full precision. Names of fields are those of the gRPC API, which answers the sam
 `retryable` whether another try can help. Every answer has an `X-Request-Id`: the caller's own, if it sent one of 1 to
 128 letters, digits and `-._~:/+=`."""
 _STREAM = """A WebSocket. The caller sends a config as text, then binary messages of raw samples (up to 1 MiB each, of
-any length), then `{"type": "end"}`. The server sends `{"type": "ready", "head", "bundle", "prior", "classes"}`, then
+any length), then `{"type": "end"}`. The server sends `{"type": "ready", "head", "bundle", "prior", "classes", …}`, then
 one `{"type": "window", …}` with the fields of `Window` for each window, then `{"type": "end", "windows": N}` and closes
 with 1000. An error is `{"type": "error", "problem": {…}}`, then 1008 (what the caller did), 1013 (it may work later) or
 1011. A stream that broke off is resumed with `next_window` in the config: samples then begin where the window before it
 began.
 
 Config: `head`, `window_ms` and `rate_hz` are needed; `hop_ms` is the window's length, `channels` 1, `format` `s16le`
-(or `f32le`), `prior` `train` (or `uniform`, or an object of class and probability), `every_window` false,
-`next_window` 0."""
+(or `f32le`), `prior` `train` (or `uniform`, or an object of class and probability), `every_window` and `uncalibrated`
+false, `tenant`, `purpose` and `session` empty, `next_window` 0."""
 
 # Narrower than what is read: any JSON object of numbers.
 _PRIOR: Schema = {
@@ -95,6 +95,10 @@ def _recognize(settings: Settings) -> Schema:
             _query("hop_ms", _times(0, MAX_WINDOW_MS), f"From {MIN_HOP_MS}; 0: the window's length."),
             _query("every_window", {"type": "boolean"}, "Answer windows without speech as well."),
             _query("prior", _PRIOR, 'The class prior: train, uniform, or a JSON object {"class": share}.'),
+            _query("tenant", {"type": "string"}, "Whose calibration answers; the caller's own where it is left out."),
+            _query("uncalibrated", {"type": "boolean"}, "Answer also what the head says without that calibration."),
+            _query("purpose", {"type": "string"}, "What the answers are for; needed where the policy asks."),
+            _query("session", {"type": "string"}, "Who is asking, so that a canary stays with them."),
             *_headers(),
         ],
         "requestBody": _audio(),

@@ -35,16 +35,23 @@ WINDOW: Example = {
     "abstention": "ABSTENTION_UNSPECIFIED",
     "speech": 0.9,
     "novelty": 0.6,
+    "uncalibrated": [],
+}
+MADE_BY: Example = {
+    "head": HEAD,
+    "bundle": BUNDLE,
+    "prior": PRIOR,
+    "calibration": {"tenant": "", "state": "CALIBRATION_STATE_UNSPECIFIED", "version": 0, "clips": 0},
+    "stage": "STAGE_PRODUCTION",
+    "notice": "",
 }
 RECOGNITION: Example = {
     "overall": WINDOW,
     "windows": [WINDOW],
-    "head": HEAD,
-    "bundle": BUNDLE,
-    "prior": PRIOR,
+    **MADE_BY,
     "timings": {"decode_us": 900, "queue_us": 120, "inference_us": 21000, "total_us": 23400},
 }
-LAST_LINE: Example = {"overall": WINDOW, "head": HEAD, "bundle": BUNDLE, "prior": PRIOR}
+LAST_LINE: Example = {"overall": WINDOW, **MADE_BY}
 EMBEDDING: Example = {
     "embedding": {"dtype": "float32", "shape": [1, 4], "values": [[0.25, -1.5, 0.75, 0.125]]},
     "layers": [3],
@@ -59,6 +66,7 @@ SUMMARY: Example = {
     "classes": ["anger", "happiness", "sadness"],
     "production": True,
     "created_unix_ms": 1789000000000,
+    "stage": "STAGE_PRODUCTION",
 }
 HEADS: Example = {"heads": [SUMMARY]}
 ONE_HEAD: Example = {
@@ -85,5 +93,9 @@ CONFIG: Example = {
     "format": "s16le",
     "prior": "train",
     "every_window": False,
+    "tenant": "",
+    "uncalibrated": False,
+    "purpose": "",
+    "session": "",
     "next_window": 0,
 }

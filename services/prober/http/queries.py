@@ -6,12 +6,14 @@ from http import HTTPStatus
 
 from starlette.datastructures import QueryParams
 
+from services.prober.asking import Ask
 from services.prober.posterior import Prior
 from servox.errors import BadInput
 
 from .problems import Refusal
 
 MAX_INTEGER = (1 << 63) - 1
+ASKED = ("prior", "tenant", "uncalibrated", "purpose", "session")  # of `Ask`, beside the head
 
 
 class Query:
@@ -74,6 +76,22 @@ class Query:
         if text not in ("true", "false"):
             raise bad_value(name, text, "give true or false")
         return text == "true"
+
+    def ask(self) -> Ask:
+        """Which head answers, and how.
+
+        Raises:
+            Refusal: 400, what cannot be read.
+            BadInput: a prior that no head has.
+        """
+        return Ask(
+            head=self.text("head"),
+            prior=self.prior(),
+            tenant=self.text("tenant", ""),
+            uncalibrated=self.flag("uncalibrated"),
+            purpose=self.text("purpose", ""),
+            session=self.text("session", ""),
+        )
 
     def prior(self) -> Prior:
         """The prior to assume, as in training where it is missing.

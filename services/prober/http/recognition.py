@@ -19,22 +19,23 @@ from starlette.types import Receive, Scope, Send
 
 from services.prober import messages
 from services.prober.answers import Recognition, Tally, Window
+from services.prober.asking import Ask
 from services.prober.dataplane import Dataplane
 from services.prober.metrics import ProberMetrics
-from services.prober.posterior import Posterior, Prior
+from services.prober.posterior import Posterior
 from services.prober.settings import Settings
 from services.prober.spool import Spool
 from services.prober.windows import grid
 from servox.errors import BadInput, TooLarge
-from servox.v1 import common_pb2, prober_pb2
+from servox.v1 import common_pb2
 
 from .bodies import Intake, check_length, taken
 from .encoding import dumps, to_json
 from .leaving import unless_gone
 from .media import JSON, LINES, Sent, sent, wanted
-from .queries import Query
+from .queries import ASKED, Query
 
-PARAMETERS = ("head", "window_ms", "hop_ms", "every_window", "prior")
+PARAMETERS = ("head", "window_ms", "hop_ms", "every_window", *ASKED)
 ASKED_FIRST_BYTES = 1 << 20  # longer bodies are worth asking the embedder before they are read
 ENVELOPE_BYTES = 64 << 10  # of a message around its audio
 _ANY_RATE_HZ = 16_000
@@ -47,8 +48,7 @@ class Asked:
     Attributes:
         sent: how the audio is packed.
         lines: whether windows are answered as they come.
-        head: name, or name:version.
-        prior: to assume.
+        ask: which head answers, and how.
         window_ms: 0 for the whole clip.
         hop_ms: 0 for the window's length.
         every_window: answer windows without speech as well.
@@ -56,8 +56,7 @@ class Asked:
 
     sent: Sent
     lines: bool
-    head: str
-    prior: Prior
+    ask: Ask
     window_ms: int
     hop_ms: int
     every_window: bool
@@ -75,8 +74,7 @@ class Asked:
         asked = cls(
             sent=packed,
             lines=lines,
-            head=given.text("head"),
-            prior=given.prior(),
+            ask=given.ask(),
             window_ms=given.integer("window_ms"),
             hop_ms=given.integer("hop_ms"),
             every_window=given.flag("every_window"),
@@ -111,7 +109,7 @@ class Recognitions:
         asked = Asked.read(request.headers, request.query_params)
         intake = Intake(max_bytes=self._limit(asked), idle_s=self._settings.http_idle_s, scratch=self._settings.scratch)
         length = check_length(request.headers, intake.max_bytes)
-        posterior = await self._dataplane.posterior(asked.head, asked.prior)
+        posterior = await self._dataplane.posterior(asked.ask)
         if length is None or length > ASKED_FIRST_BYTES:
             await check_fit(self._dataplane, posterior)
         async with taken(receive, intake, asked.sent.boundary, to_file=asked.by_file) as body:
@@ -133,7 +131,7 @@ class Recognitions:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
         recognition = await unless_gone(receive, self._recognized(asked, posterior, body))
-        shown = to_json(messages.recognition_to_proto(recognition, posterior.head, _used(asked, posterior)))
+        shown = to_json(messages.recognition_to_proto(recognition, posterior))
         await _response(shown, lines=asked.lines)(scope, receive, send)
 
     async def _recognized(self, asked: Asked, posterior: Posterior, body: Spool) -> Recognition:
@@ -182,14 +180,9 @@ class Recognitions:
                     tally.add(window)
                     made_by = bundle
                     yield dumps({"window": to_json(messages.window_to_proto(window, classes))}) + b"\n"
-        last = prober_pb2.RecognizeResponse(
-            overall=messages.window_to_proto(tally.overall(), classes),
-            head=messages.head_to_proto(posterior.head),
-            bundle=made_by,
-            prior=_used(asked, posterior),
-        )
-        shown = to_json(last)
-        del shown["windows"]
+        last = messages.window_answered(tally.overall(), posterior, made_by)
+        shown = {"overall": to_json(last.window), **to_json(last)}
+        del shown["window"]
         yield dumps(shown) + b"\n"
 
 
@@ -211,10 +204,6 @@ def audio_of(packed: Sent, data: bytes) -> common_pb2.Audio:
     pcm.CopyFrom(packed.pcm)
     pcm.data = data
     return common_pb2.Audio(pcm=pcm)
-
-
-def _used(asked: Asked, posterior: Posterior) -> prober_pb2.Prior:
-    return messages.prior_to_proto(asked.prior.kind, posterior.prior)
 
 
 def _response(shown: dict[str, Any], *, lines: bool) -> Response:

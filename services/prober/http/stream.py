@@ -80,10 +80,10 @@ class Streams:
             await talk.close(FINE)
 
     async def _served(self, talk: "Talk", config: Config, received: AsyncIterator[Message]) -> int:
-        posterior = await self._dataplane.posterior(config.head, config.prior)
+        posterior = await self._dataplane.posterior(config.ask)
         bundle = (await self._dataplane.describe()).bundle
         posterior.head.check_bundle(bundle.digest)
-        await talk.send("ready", _used(config, posterior, bundle))
+        await talk.send("ready", _used(posterior, bundle))
         return await self._windows(talk, config, posterior, received)
 
     async def _windows(
@@ -123,13 +123,10 @@ def check_origin(headers: Headers, origins: Sequence[str]) -> None:
         )
 
 
-def _used(config: Config, posterior: Posterior, bundle: common_pb2.Bundle) -> dict[str, Any]:
-    return {
-        "head": to_json(messages.head_to_proto(posterior.head)),
-        "bundle": to_json(bundle),
-        "prior": to_json(messages.prior_to_proto(config.prior.kind, posterior.prior)),
-        "classes": list(posterior.head.card.classes),
-    }
+def _used(posterior: Posterior, bundle: common_pb2.Bundle) -> dict[str, Any]:
+    shown = to_json(messages.answered(posterior, bundle))
+    shown.pop("window", None)
+    return {**shown, "classes": list(posterior.head.card.classes)}
 
 
 async def _first(received: AsyncIterator[Message]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from services.prober.posterior import Prior
+from services.prober.asking import Ask
 from services.prober.windows import Grid, grid
 from servox.audio import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, Encoding
 
@@ -22,6 +22,10 @@ _DEFAULTS: dict[str, object] = {
     "format": "s16le",
     "prior": "train",
     "every_window": False,
+    "tenant": "",
+    "uncalibrated": False,
+    "purpose": "",
+    "session": "",
     "next_window": 0,
 }
 
@@ -31,8 +35,7 @@ class Config:
     """What a stream is.
 
     Attributes:
-        head: name, or name:version.
-        prior: to assume.
+        ask: which head answers, and how.
         shape: of the windows, at the rate of the samples.
         channels: interleaved.
         encoding: of a sample.
@@ -40,8 +43,7 @@ class Config:
         next_window: first window to answer, for a stream that goes on.
     """
 
-    head: str
-    prior: Prior
+    ask: Ask
     shape: Grid
     channels: int
     encoding: Encoding
@@ -64,22 +66,26 @@ def config_of(text: str) -> Config:
             f"the first message has {str(unknown or given['type'])[:100]!r}: send a config with {', '.join(_DEFAULTS)}",
             name=unknown[0][:100] if unknown else "type",
         )
-    head, encoding, every = (_of(given, name) for name in ("head", "format", "every_window"))
-    if not isinstance(head, str) or not head:
-        raise bad_value("head", json.dumps(head), "give the name of a head")
+    encoding = _of(given, "format")
     if not isinstance(encoding, str) or encoding not in _ENCODINGS:
         raise bad_value("format", json.dumps(encoding), "give s16le or f32le")
-    if not isinstance(every, bool):
-        raise bad_value("every_window", json.dumps(every), "give true or false")
     rate_hz = _whole(given, "rate_hz", MIN_RATE_HZ, MAX_RATE_HZ)
     return Config(
-        head=head,
-        prior=prior_of(given.get("prior")),
+        ask=_ask(given),
         shape=grid(_whole(given, "window_ms", 0, MAX_INTEGER), _whole(given, "hop_ms", 0, MAX_INTEGER), rate_hz),
         channels=_whole(given, "channels", 1, MAX_CHANNELS),
         encoding=_ENCODINGS[encoding],
-        every_window=every,
+        every_window=_flag(given, "every_window"),
         next_window=_whole(given, "next_window", 0, MAX_INTEGER),
+    )
+
+
+def _ask(given: dict[str, Any]) -> Ask:
+    return Ask(
+        head=_text(given, "head", "give the name of a head"),
+        prior=prior_of(given.get("prior")),
+        uncalibrated=_flag(given, "uncalibrated"),
+        **{name: _text(given, name, "give a word") for name in ("tenant", "purpose", "session")},
     )
 
 
@@ -101,6 +107,20 @@ def object_of(text: str) -> dict[str, Any]:
 def _of(given: dict[str, Any], name: str) -> object:
     value = given.get(name)
     return _DEFAULTS[name] if value is None else value
+
+
+def _text(given: dict[str, Any], name: str, remedy: str) -> str:
+    value = _of(given, name)
+    if not isinstance(value, str) or not (value or _DEFAULTS[name] == ""):
+        raise bad_value(name, json.dumps(value), remedy)
+    return value
+
+
+def _flag(given: dict[str, Any], name: str) -> bool:
+    value = _of(given, name)
+    if not isinstance(value, bool):
+        raise bad_value(name, json.dumps(value), "give true or false")
+    return value
 
 
 def _whole(given: dict[str, Any], name: str, low: int, high: int) -> int:
