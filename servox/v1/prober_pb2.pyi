@@ -379,12 +379,14 @@ class GetHeadRequest(_message.Message):
     def __init__(self, head: _Optional[str] = ...) -> None: ...
 
 class GetHeadResponse(_message.Message):
-    __slots__ = ("summary", "card_json")
+    __slots__ = ("summary", "card_json", "evaluation_json")
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     CARD_JSON_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_JSON_FIELD_NUMBER: _ClassVar[int]
     summary: HeadSummary
     card_json: str
-    def __init__(self, summary: _Optional[_Union[HeadSummary, _Mapping]] = ..., card_json: _Optional[str] = ...) -> None: ...
+    evaluation_json: str
+    def __init__(self, summary: _Optional[_Union[HeadSummary, _Mapping]] = ..., card_json: _Optional[str] = ..., evaluation_json: _Optional[str] = ...) -> None: ...
 
 class PromoteRequest(_message.Message):
     __slots__ = ("head", "replaces", "reason")
@@ -415,18 +417,36 @@ class PromoteResponse(_message.Message):
     def __init__(self, summary: _Optional[_Union[HeadSummary, _Mapping]] = ..., gate: _Optional[_Iterable[_Union[GateResult, _Mapping]]] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
-    __slots__ = ("name", "reason")
+    __slots__ = ("name", "reason", "replaces")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
     name: str
     reason: str
-    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    replaces: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ..., replaces: _Optional[str] = ...) -> None: ...
 
 class RollbackResponse(_message.Message):
     __slots__ = ("summary",)
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     summary: HeadSummary
     def __init__(self, summary: _Optional[_Union[HeadSummary, _Mapping]] = ...) -> None: ...
+
+class StoreEvaluationRequest(_message.Message):
+    __slots__ = ("head", "evaluation_json")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_JSON_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    evaluation_json: str
+    def __init__(self, head: _Optional[str] = ..., evaluation_json: _Optional[str] = ...) -> None: ...
+
+class StoreEvaluationResponse(_message.Message):
+    __slots__ = ("summary", "gate")
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    summary: HeadSummary
+    gate: _containers.RepeatedCompositeFieldContainer[GateResult]
+    def __init__(self, summary: _Optional[_Union[HeadSummary, _Mapping]] = ..., gate: _Optional[_Iterable[_Union[GateResult, _Mapping]]] = ...) -> None: ...
 
 class HeadEvent(_message.Message):
     __slots__ = ("time_unix_ms", "action", "version", "replaced", "actor", "reason", "gate")
@@ -438,12 +458,16 @@ class HeadEvent(_message.Message):
         ACTION_ROLLED_OUT: _ClassVar[HeadEvent.Action]
         ACTION_REFUSED: _ClassVar[HeadEvent.Action]
         ACTION_EVALUATED: _ClassVar[HeadEvent.Action]
+        ACTION_DELETED: _ClassVar[HeadEvent.Action]
+        ACTION_FOUND: _ClassVar[HeadEvent.Action]
     ACTION_UNSPECIFIED: HeadEvent.Action
     ACTION_PROMOTED: HeadEvent.Action
     ACTION_ROLLED_BACK: HeadEvent.Action
     ACTION_ROLLED_OUT: HeadEvent.Action
     ACTION_REFUSED: HeadEvent.Action
     ACTION_EVALUATED: HeadEvent.Action
+    ACTION_DELETED: HeadEvent.Action
+    ACTION_FOUND: HeadEvent.Action
     TIME_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -506,13 +530,62 @@ class GetRolloutRequest(_message.Message):
     name: str
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
+class StageFigures(_message.Message):
+    __slots__ = ("stage", "version", "windows", "confidence", "abstained", "labels", "calls", "failed")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    ABSTAINED_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    stage: Stage
+    version: str
+    windows: int
+    confidence: float
+    abstained: int
+    labels: _containers.ScalarMap[str, int]
+    calls: int
+    failed: int
+    def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., version: _Optional[str] = ..., windows: _Optional[int] = ..., confidence: _Optional[float] = ..., abstained: _Optional[int] = ..., labels: _Optional[_Mapping[str, int]] = ..., calls: _Optional[int] = ..., failed: _Optional[int] = ...) -> None: ...
+
+class ShadowFigures(_message.Message):
+    __slots__ = ("version", "windows", "disagreed", "divergence", "confidence_difference", "dropped", "unfit")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    DISAGREED_FIELD_NUMBER: _ClassVar[int]
+    DIVERGENCE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    UNFIT_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    windows: int
+    disagreed: int
+    divergence: float
+    confidence_difference: float
+    dropped: int
+    unfit: int
+    def __init__(self, version: _Optional[str] = ..., windows: _Optional[int] = ..., disagreed: _Optional[int] = ..., divergence: _Optional[float] = ..., confidence_difference: _Optional[float] = ..., dropped: _Optional[int] = ..., unfit: _Optional[int] = ...) -> None: ...
+
 class GetRolloutResponse(_message.Message):
-    __slots__ = ("rollout", "production")
+    __slots__ = ("rollout", "production", "stages", "shadow")
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     PRODUCTION_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
     rollout: Rollout
     production: str
-    def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ..., production: _Optional[str] = ...) -> None: ...
+    stages: _containers.RepeatedCompositeFieldContainer[StageFigures]
+    shadow: ShadowFigures
+    def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ..., production: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageFigures, _Mapping]]] = ..., shadow: _Optional[_Union[ShadowFigures, _Mapping]] = ...) -> None: ...
 
 class Calibration(_message.Message):
     __slots__ = ("tenant", "bundle_digest", "layers", "state", "version", "clips", "refused", "diversity", "drift", "alarm", "changed_unix_ms")

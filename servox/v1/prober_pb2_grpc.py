@@ -75,6 +75,11 @@ class ProberStub:
                 request_serializer=servox_dot_v1_dot_prober__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=servox_dot_v1_dot_prober__pb2.RollbackResponse.FromString,
                 _registered_method=True)
+        self.StoreEvaluation = channel.unary_unary(
+                '/servox.v1.Prober/StoreEvaluation',
+                request_serializer=servox_dot_v1_dot_prober__pb2.StoreEvaluationRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.StoreEvaluationResponse.FromString,
+                _registered_method=True)
         self.GetHistory = channel.unary_unary(
                 '/servox.v1.Prober/GetHistory',
                 request_serializer=servox_dot_v1_dot_prober__pb2.GetHistoryRequest.SerializeToString,
@@ -176,6 +181,13 @@ class ProberServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StoreEvaluation(self, request, context):
+        """Keeps what a head scored on corpora that it was not trained on; the gate reads it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetHistory(self, request, context):
         """What was promoted, rolled back and rolled out under a name, and by whom.
         """
@@ -269,6 +281,11 @@ def add_ProberServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=servox_dot_v1_dot_prober__pb2.RollbackRequest.FromString,
                     response_serializer=servox_dot_v1_dot_prober__pb2.RollbackResponse.SerializeToString,
+            ),
+            'StoreEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.StoreEvaluation,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.StoreEvaluationRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.StoreEvaluationResponse.SerializeToString,
             ),
             'GetHistory': grpc.unary_unary_rpc_method_handler(
                     servicer.GetHistory,
@@ -528,6 +545,33 @@ class Prober:
             '/servox.v1.Prober/Rollback',
             servox_dot_v1_dot_prober__pb2.RollbackRequest.SerializeToString,
             servox_dot_v1_dot_prober__pb2.RollbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StoreEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/StoreEvaluation',
+            servox_dot_v1_dot_prober__pb2.StoreEvaluationRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.StoreEvaluationResponse.FromString,
             options,
             channel_credentials,
             insecure,
