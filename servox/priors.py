@@ -275,3 +275,60 @@ def divide_by_mean(probabilities: ArrayLike) -> Array:
     mean = posterior.mean(axis=0)
     corrected = posterior / np.where(mean > 0, mean, 1.0)
     return np.asarray(corrected / corrected.sum(axis=1, keepdims=True))
+
+
+def log_mean(logits: ArrayLike) -> Array:
+    """Logarithm of the mean probability of each class, `[K]`, over the clips of `logits` `[n, K]`.
+
+    In the log domain: dividing probabilities that underflowed would lose the order of the classes.
+    """
+    logs = log_softmax(logits)
+    peak = logs.max(axis=0)
+    return np.asarray(peak + np.log(np.exp(logs - peak).mean(axis=0)))
+
+
+def minus_shown(logits: ArrayLike, shown: ArrayLike) -> Array:
+    """Mean-probability correction, log p_k - log mean(p_k), `[..., K]`; the softmax of it is `divide_by_mean`.
+
+    Args:
+        logits: `[..., K]`.
+        shown: logarithm of the mean probability that the head shows on the target, `[K]`: `log_mean` of all its clips,
+            or the logarithm of a mean that was kept while they came.
+    """
+    return np.asarray(log_softmax(logits) - np.asarray(shown, dtype=np.float64))
+
+
+def em_step(estimate: ArrayLike, probabilities: ArrayLike, *, train: ArrayLike, share: float) -> Array:
+    """`em_prior` while clips come: the estimated prior `[K]` after one more of them.
+
+    Cappe & Moulines 2009 (arXiv 0712.4273), equation 11, for a mixture whose parts are known: the estimate moves by
+    `share` towards the clip's posterior under it. With shares 1/n it approaches the fixed point of `em_prior`.
+
+    Args:
+        estimate: `[K]`, positive where `probabilities` are.
+        probabilities: posterior of the clip under the train prior, `[K]`.
+        train: the train prior, `[K]`, positive.
+        share: from 0 to 1.
+    """
+    before = np.asarray(estimate, dtype=np.float64)
+    weighted = np.asarray(probabilities, dtype=np.float64) / np.asarray(train, dtype=np.float64) * before
+    moved = before + share * (weighted / weighted.sum() - before)
+    return np.asarray(moved / moved.sum())
+
+
+def effective_classes(prior: ArrayLike) -> float:
+    """Exponential of the entropy: 1 where one class has everything, K where all have the same."""
+    values = np.asarray(prior, dtype=np.float64)
+    held = values[values > 0]
+    return float(np.exp(-(held * np.log(held)).sum()))
+
+
+def divergence(first: ArrayLike, second: ArrayLike) -> float:
+    """Jensen-Shannon divergence of two priors `[K]`, nats: 0 where they are equal, log 2 where they share nothing."""
+    one, two = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    return max(0.0, (_relative(one, (one + two) / 2) + _relative(two, (one + two) / 2)) / 2)
+
+
+def _relative(prior: Array, to: Array) -> float:
+    held = prior > 0
+    return float((prior[held] * np.log(prior[held] / to[held])).sum())

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from servox import priors
 from servox.errors import BadInput, NotFound, Refused
+from servox.standardisation import target_statistics as target_statistics
 
 Array = NDArray[np.float64]
 Protocol = Literal["sound", "ser-evals"]
@@ -28,7 +29,6 @@ OTHER = "other"
 SMOOTHING = 1.0  # pseudo-clips a class, in `sound`
 LEAST_SHARED = 2
 DRAWS = 5  # calibration draws of a standardise-N row
-STD_FLOOR = 1e-3  # of the median std: a dimension that hardly moves on few clips must not be blown up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,32 +162,6 @@ def restrict(labels: Sequence[str], support: Sequence[str]) -> Restriction:
     )
 
 
-def target_statistics(embeddings: ArrayLike, indices: ArrayLike | None = None) -> tuple[Array, Array]:
-    """Mean and std `[d]` of the target's pooled embeddings `[n, d]`, to replace the head's training statistics.
-
-    No shrinkage towards the source: its mean is simply wrong for the target. Std is the population's, floored at a
-    thousandth of the median std (1 where all are zero).
-
-    Args:
-        embeddings: `[n, d]`.
-        indices: which clips calibrate; None for all.
-
-    Raises:
-        BadInput: not `[n, d]`, not finite, or fewer than 2 clips.
-    """
-    values = np.asarray(embeddings, dtype=np.float64)
-    if values.ndim != 2:
-        raise BadInput(f"embeddings have shape {values.shape}; give pooled ones, [clips, dimensions]")
-    chosen = values if indices is None else values[np.asarray(indices, dtype=np.intp)]
-    if len(chosen) < 2:
-        raise BadInput(f"{len(chosen)} calibration clips; 2 are the least for a standard deviation")
-    if not np.isfinite(chosen).all():
-        raise BadInput("embeddings hold a value that is not finite; leave the clip out")
-    std = chosen.std(axis=0)
-    floor = STD_FLOOR * float(np.median(std)) or 1.0
-    return chosen.mean(axis=0), np.maximum(std, floor)
-
-
 def calibration_draws(clips: int, *, size: int, draws: int = DRAWS, seed: int = 0) -> list[NDArray[np.intp]]:
     """`draws` random sets of `size` clips out of `clips`, each sorted; score the clips that are not in the draw.
 
@@ -275,11 +249,7 @@ def _em(logits: Array, train: Array, _target: Array) -> Array:
 
 
 def _mean_probability(logits: Array, _train: Array, _target: Array) -> Array:
-    # In the log domain: dividing probabilities that underflowed would lose the order of the classes.
-    logs = priors.log_softmax(logits)
-    peak = logs.max(axis=0)
-    mean = peak + np.log(np.exp(logs - peak).mean(axis=0))
-    return np.asarray(logs - mean)
+    return priors.minus_shown(logits, priors.log_mean(logits))
 
 
 _SOUND: Mapping[str, Callable[[Array, Array, Array], Array]] = {
