@@ -261,16 +261,20 @@ class Window(_message.Message):
     def __init__(self, start_ms: _Optional[int] = ..., end_ms: _Optional[int] = ..., label: _Optional[str] = ..., confidence: _Optional[float] = ..., probabilities: _Optional[_Iterable[_Union[ClassProbability, _Mapping]]] = ..., index: _Optional[int] = ..., abstention: _Optional[_Union[Abstention, str]] = ..., speech: _Optional[float] = ..., novelty: _Optional[float] = ..., uncalibrated: _Optional[_Iterable[_Union[ClassProbability, _Mapping]]] = ...) -> None: ...
 
 class UsedCalibration(_message.Message):
-    __slots__ = ("tenant", "state", "version", "clips")
+    __slots__ = ("tenant", "state", "version", "clips", "shift", "relevance")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CLIPS_FIELD_NUMBER: _ClassVar[int]
+    SHIFT_FIELD_NUMBER: _ClassVar[int]
+    RELEVANCE_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     state: CalibrationState
     version: int
     clips: int
-    def __init__(self, tenant: _Optional[str] = ..., state: _Optional[_Union[CalibrationState, str]] = ..., version: _Optional[int] = ..., clips: _Optional[int] = ...) -> None: ...
+    shift: float
+    relevance: float
+    def __init__(self, tenant: _Optional[str] = ..., state: _Optional[_Union[CalibrationState, str]] = ..., version: _Optional[int] = ..., clips: _Optional[int] = ..., shift: _Optional[float] = ..., relevance: _Optional[float] = ...) -> None: ...
 
 class RecognizeRequest(_message.Message):
     __slots__ = ("audio", "config")
@@ -588,7 +592,7 @@ class GetRolloutResponse(_message.Message):
     def __init__(self, rollout: _Optional[_Union[Rollout, _Mapping]] = ..., production: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StageFigures, _Mapping]]] = ..., shadow: _Optional[_Union[ShadowFigures, _Mapping]] = ...) -> None: ...
 
 class Calibration(_message.Message):
-    __slots__ = ("tenant", "bundle_digest", "layers", "state", "version", "clips", "refused", "diversity", "drift", "alarm", "changed_unix_ms")
+    __slots__ = ("tenant", "bundle_digest", "layers", "state", "version", "clips", "refused", "diversity", "drift", "alarm", "changed_unix_ms", "prior", "weight")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -600,6 +604,8 @@ class Calibration(_message.Message):
     DRIFT_FIELD_NUMBER: _ClassVar[int]
     ALARM_FIELD_NUMBER: _ClassVar[int]
     CHANGED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     bundle_digest: str
     layers: _containers.RepeatedScalarFieldContainer[int]
@@ -611,7 +617,9 @@ class Calibration(_message.Message):
     drift: float
     alarm: str
     changed_unix_ms: int
-    def __init__(self, tenant: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., state: _Optional[_Union[CalibrationState, str]] = ..., version: _Optional[int] = ..., clips: _Optional[int] = ..., refused: _Optional[int] = ..., diversity: _Optional[float] = ..., drift: _Optional[float] = ..., alarm: _Optional[str] = ..., changed_unix_ms: _Optional[int] = ...) -> None: ...
+    prior: Prior
+    weight: float
+    def __init__(self, tenant: _Optional[str] = ..., bundle_digest: _Optional[str] = ..., layers: _Optional[_Iterable[int]] = ..., state: _Optional[_Union[CalibrationState, str]] = ..., version: _Optional[int] = ..., clips: _Optional[int] = ..., refused: _Optional[int] = ..., diversity: _Optional[float] = ..., drift: _Optional[float] = ..., alarm: _Optional[str] = ..., changed_unix_ms: _Optional[int] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ..., weight: _Optional[float] = ...) -> None: ...
 
 class CalibrationKey(_message.Message):
     __slots__ = ("tenant", "head")
@@ -680,6 +688,20 @@ class ImportCalibrationRequest(_message.Message):
     def __init__(self, state_json: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class ImportCalibrationResponse(_message.Message):
+    __slots__ = ("calibrations",)
+    CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
+    calibrations: _containers.RepeatedCompositeFieldContainer[Calibration]
+    def __init__(self, calibrations: _Optional[_Iterable[_Union[Calibration, _Mapping]]] = ...) -> None: ...
+
+class SetTenantPriorRequest(_message.Message):
+    __slots__ = ("key", "prior")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PRIOR_FIELD_NUMBER: _ClassVar[int]
+    key: CalibrationKey
+    prior: Prior
+    def __init__(self, key: _Optional[_Union[CalibrationKey, _Mapping]] = ..., prior: _Optional[_Union[Prior, _Mapping]] = ...) -> None: ...
+
+class SetTenantPriorResponse(_message.Message):
     __slots__ = ("calibrations",)
     CALIBRATIONS_FIELD_NUMBER: _ClassVar[int]
     calibrations: _containers.RepeatedCompositeFieldContainer[Calibration]

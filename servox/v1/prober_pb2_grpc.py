@@ -120,6 +120,11 @@ class ProberStub:
                 request_serializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationRequest.SerializeToString,
                 response_deserializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationResponse.FromString,
                 _registered_method=True)
+        self.SetTenantPrior = channel.unary_unary(
+                '/servox.v1.Prober/SetTenantPrior',
+                request_serializer=servox_dot_v1_dot_prober__pb2.SetTenantPriorRequest.SerializeToString,
+                response_deserializer=servox_dot_v1_dot_prober__pb2.SetTenantPriorResponse.FromString,
+                _registered_method=True)
 
 
 class ProberServicer:
@@ -239,6 +244,13 @@ class ProberServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetTenantPrior(self, request, context):
+        """Sets the prior that KIND_TENANT means.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProberServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -326,6 +338,11 @@ def add_ProberServicer_to_server(servicer, server):
                     servicer.ImportCalibration,
                     request_deserializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationRequest.FromString,
                     response_serializer=servox_dot_v1_dot_prober__pb2.ImportCalibrationResponse.SerializeToString,
+            ),
+            'SetTenantPrior': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTenantPrior,
+                    request_deserializer=servox_dot_v1_dot_prober__pb2.SetTenantPriorRequest.FromString,
+                    response_serializer=servox_dot_v1_dot_prober__pb2.SetTenantPriorResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -788,6 +805,33 @@ class Prober:
             '/servox.v1.Prober/ImportCalibration',
             servox_dot_v1_dot_prober__pb2.ImportCalibrationRequest.SerializeToString,
             servox_dot_v1_dot_prober__pb2.ImportCalibrationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTenantPrior(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/servox.v1.Prober/SetTenantPrior',
+            servox_dot_v1_dot_prober__pb2.SetTenantPriorRequest.SerializeToString,
+            servox_dot_v1_dot_prober__pb2.SetTenantPriorResponse.FromString,
             options,
             channel_credentials,
             insecure,
