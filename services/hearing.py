@@ -7,7 +7,7 @@ at a time, their answers come in the order of the files, and a file that cannot 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,13 @@ from servox.client import Client, Prior, together
 from servox.errors import BadSetting, ServoxError, Unavailable
 
 IN_FLIGHT = 4
-NAMED: dict[str, Prior] = {"train": "train", "uniform": "uniform"}
+NAMED: dict[str, Prior] = {
+    "train": "train",
+    "uniform": "uniform",
+    "estimated": "estimated",
+    "estimated-em": "estimated-em",
+    "tenant": "tenant",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +38,9 @@ class Asked:
     window_ms: int = 0
     hop_ms: int = 0
     every_window: bool = False
+    tenant: str = ""
+    uncalibrated: bool = False
+    purpose: str = ""
     timeout_s: float | None = None
 
 
@@ -45,7 +54,7 @@ class Answer:
 
 
 def prior_of(text: str) -> Prior:
-    """`train`, `uniform`, or `label=probability,…`.
+    """One of `NAMED`, or `label=probability,…`.
 
     Raises:
         BadSetting: anything else.
@@ -56,7 +65,9 @@ def prior_of(text: str) -> Prior:
         pairs = [part.split("=") for part in text.split(",")]
         return {label.strip(): float(value) for label, value in pairs}
     except ValueError:
-        raise BadSetting(f"prior = {text!r}: give train, uniform or label=probability,label=probability,…") from None
+        raise BadSetting(
+            f"prior = {text!r}: give {', '.join(NAMED)}, or label=probability,label=probability,…"
+        ) from None
 
 
 async def hear(client: Client, files: Sequence[Path], asked: Asked) -> AsyncGenerator[Answer, None]:
@@ -93,6 +104,9 @@ async def _recognized(client: Client, path: Path, asked: Asked) -> Recognition:
         "window_ms": asked.window_ms,
         "hop_ms": asked.hop_ms,
         "every_window": asked.every_window,
+        "tenant": asked.tenant,
+        "uncalibrated": asked.uncalibrated,
+        "purpose": asked.purpose,
         "timeout_s": asked.timeout_s,
     }
     if not asked.window_ms:
@@ -138,6 +152,9 @@ def document_of(answer: Answer) -> Row:
         "head_digest": found.head.digest,
         "bundle": found.bundle.digest,
         "prior": dict(found.prior),
+        "calibration": asdict(found.calibration),
+        "stage": found.stage.value,
+        "notice": found.notice,
     }
 
 

@@ -12,7 +12,7 @@ import typer
 from servox.client import Client
 from servox.errors import BadInput, BadSetting, BundleError, NotFound
 
-from .hearing import FORMATS, Answer, Asked, hear, json_text, prior_of
+from .hearing import FORMATS, NAMED, Answer, Asked, hear, json_text, prior_of
 
 
 def recognize(
@@ -22,8 +22,11 @@ def recognize(
     address: Annotated[str, typer.Option(help="Address of a prober; one is started here if empty.")] = "",
     window: Annotated[float, typer.Option(help="Length of a window in seconds; 0 for the whole file.")] = 0.0,
     hop: Annotated[float, typer.Option(help="Seconds from window to window; 0 for side by side.")] = 0.0,
-    prior: Annotated[str, typer.Option(help="train, uniform, or label=probability,…")] = "train",
+    prior: Annotated[str, typer.Option(help=f"{', '.join(NAMED)}, or label=probability,…")] = "train",
     every_window: Annotated[bool, typer.Option("--every-window", help="Answer windows without speech too.")] = False,
+    tenant: Annotated[str, typer.Option(help="Whose calibration answers; the caller's own if empty.")] = "",
+    uncalibrated: Annotated[bool, typer.Option("--uncalibrated", help="Also answer without that calibration.")] = False,
+    purpose: Annotated[str, typer.Option(help="What the answers are for, where the prober's policy asks.")] = "",
     timeout: Annotated[float, typer.Option(help="Most seconds for a file; 0 for as long as it takes.")] = 0.0,
     form: Annotated[str, typer.Option("--format", help="table, csv, json or ndjson.")] = "table",
     out: Annotated[Path | None, typer.Option(help="Where to write it; the screen if not given.")] = None,
@@ -38,6 +41,9 @@ def recognize(
         window_ms=_ms("--window", window),
         hop_ms=_ms("--hop", hop),
         every_window=every_window,
+        tenant=tenant,
+        uncalibrated=uncalibrated,
+        purpose=purpose,
         timeout_s=_ms("--timeout", timeout) / 1000 or None,
     )
     if asked.hop_ms and not asked.window_ms:

@@ -9,7 +9,7 @@ import importlib
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +20,7 @@ Row = dict[str, Any]
 
 FIXED = ("index", "start_ms", "end_ms", "label", "confidence", "abstention", "speech", "novelty")
 CLASS = "p_"  # before a class's name in a row: a class may be called "label"
+PLAIN = "u_"  # likewise, for its probability without the tenant's calibration
 
 
 class Abstention(StrEnum):
@@ -58,6 +59,46 @@ class Head:
         return f"{self.name}:{self.version}"
 
 
+class Stage(StrEnum):
+    """As what a head answered."""
+
+    CANDIDATE = "candidate"  # to those who name it
+    PRODUCTION = "production"  # to its bare name
+    CANARY = "canary"  # to its bare name, for a share of the callers
+    SHADOW = "shadow"  # never
+    UNKNOWN = "unknown"  # a stage of a later server
+
+
+class CalibrationState(StrEnum):
+    """How far the statistics of a tenant's speech have come."""
+
+    NONE = "none"  # no tenant: the training statistics answer
+    COLLECTING = "collecting"  # too little was heard: the training statistics answer
+    READY = "ready"  # the tenant's mean answers, and goes on learning
+    FROZEN = "frozen"  # the tenant's mean answers, and stays as it is
+    UNKNOWN = "unknown"  # a state of a later server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedCalibration:
+    """The tenant's calibration that an answer used.
+
+    Attributes:
+        tenant: whose; empty where the training statistics answer.
+        state: how far it has come.
+        version: counts the changes of what answers; 0 where the training statistics do.
+        clips: that the statistics were taken from.
+    """
+
+    tenant: str = ""
+    state: CalibrationState = CalibrationState.NONE
+    version: int = 0
+    clips: int = 0
+
+
+UNCALIBRATED = UsedCalibration()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """How long each stage took, in microseconds."""
@@ -77,12 +118,14 @@ class HeadSummary:
         classes: order of its outputs.
         production: whether its bare name answers with it by promotion.
         created_unix_ms: when it was trained.
+        stage: what it is to its name.
     """
 
     head: Head
     classes: tuple[str, ...]
     production: bool
     created_unix_ms: int
+    stage: Stage = Stage.CANDIDATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +141,7 @@ class Window:
         abstention: why the window should not be acted on; None where it may.
         speech: share of it that is speech, 0 to 1; None where nobody looked.
         novelty: distance to the training features over the head's limit, above 1 is out of distribution; None likewise.
+        uncalibrated: probabilities without the tenant's calibration; empty where the call did not ask for them.
     """
 
     index: int
@@ -109,6 +153,7 @@ class Window:
     abstention: Abstention | None
     speech: float | None
     novelty: float | None
+    uncalibrated: Mapping[str, float] = field(default_factory=dict)
 
     def to_row(self, classes: Sequence[str] = ()) -> Row:
         """The window as one flat row; a class's probability is called `p_` and its name.
@@ -118,11 +163,13 @@ class Window:
         """
         row = {name: getattr(self, name) for name in FIXED}
         row["abstention"] = self.abstention.value if self.abstention else None
-        return row | {f"{CLASS}{name}": self.probabilities.get(name) for name in classes or self.probabilities}
+        row |= {f"{CLASS}{name}": self.probabilities.get(name) for name in classes or self.probabilities}
+        return row | {f"{PLAIN}{name}": value for name, value in self.uncalibrated.items()}
 
     def to_dict(self) -> Row:
         """The window as JSON has it."""
-        return {**{name: getattr(self, name) for name in FIXED}, "probabilities": dict(self.probabilities)}
+        plain = {"uncalibrated": dict(self.uncalibrated)} if self.uncalibrated else {}
+        return {**{name: getattr(self, name) for name in FIXED}, "probabilities": dict(self.probabilities), **plain}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +182,9 @@ class Recognition:
         head, bundle: what made the answer.
         prior: the class prior that it assumes.
         timings: where the server's time went.
+        calibration: the tenant's, that it used.
+        stage: as what the head answered.
+        notice: to be shown to the people who were heard, where the deployment's policy says so.
     """
 
     overall: Window
@@ -143,6 +193,9 @@ class Recognition:
     bundle: Bundle
     prior: Mapping[str, float]
     timings: Timings
+    calibration: UsedCalibration = UNCALIBRATED
+    stage: Stage = Stage.CANDIDATE
+    notice: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -162,6 +215,9 @@ class Recognition:
             "bundle": asdict(self.bundle),
             "prior": dict(self.prior),
             "timings": asdict(self.timings),
+            "calibration": asdict(self.calibration),
+            "stage": self.stage.value,
+            "notice": self.notice,
         }
 
     def to_json(self) -> str:
@@ -189,6 +245,9 @@ class Heard:
     head: Head
     bundle: Bundle
     prior: Mapping[str, float]
+    calibration: UsedCalibration = UNCALIBRATED
+    stage: Stage = Stage.CANDIDATE
+    notice: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,13 +31,16 @@ from typing import Any, Literal, Self, TypeVar
 from servox.answers import (
     Abstention,
     Bundle,
+    CalibrationState,
     Embedding,
     Failed,
     Head,
     HeadSummary,
     Heard,
     Recognition,
+    Stage,
     Timings,
+    UsedCalibration,
     Window,
 )
 from servox.capture import Microphone
@@ -56,6 +59,7 @@ __all__ = [
     "Abstention",
     "Audio",
     "Bundle",
+    "CalibrationState",
     "Client",
     "Clip",
     "Clips",
@@ -69,9 +73,11 @@ __all__ = [
     "Prior",
     "Recognition",
     "Source",
+    "Stage",
     "SyncClient",
     "Timings",
     "Tls",
+    "UsedCalibration",
     "Window",
     "files",
     "pcm",
@@ -80,7 +86,7 @@ __all__ = [
 
 Pooling = Literal["mean", "mean_std", "frames"]
 Clips = Iterable[Clip] | AsyncIterable[Clip]
-Prior = Literal["train", "uniform"] | Mapping[str, float]
+Prior = Literal["train", "uniform", "estimated", "estimated-em", "tenant"] | Mapping[str, float]
 T = TypeVar("T")
 
 _POOLINGS: dict[str, embedder_pb2.Pooling] = {
@@ -88,7 +94,13 @@ _POOLINGS: dict[str, embedder_pb2.Pooling] = {
     "mean_std": embedder_pb2.POOLING_MEAN_STD,
     "frames": embedder_pb2.POOLING_FRAMES,
 }
-_PRIORS = {"train": prober_pb2.Prior.KIND_TRAIN, "uniform": prober_pb2.Prior.KIND_UNIFORM}
+_PRIORS = {
+    "train": prober_pb2.Prior.KIND_TRAIN,
+    "uniform": prober_pb2.Prior.KIND_UNIFORM,
+    "estimated": prober_pb2.Prior.KIND_ESTIMATED,
+    "estimated-em": prober_pb2.Prior.KIND_ESTIMATED_EM,
+    "tenant": prober_pb2.Prior.KIND_TENANT,
+}
 ATTEMPTS = 5
 CONNECT_S = 30.0
 RECONNECT_S = 30.0
@@ -210,6 +222,10 @@ class Client:
         window_ms: int = 0,
         hop_ms: int = 0,
         every_window: bool = False,
+        tenant: str = "",
+        uncalibrated: bool = False,
+        purpose: str = "",
+        session: str = "",
         timeout_s: float | None = None,
     ) -> Recognition:
         """Emotions of a clip.
@@ -217,10 +233,15 @@ class Client:
         Args:
             audio: a file, its bytes, or `pcm(...)`.
             head: its name, or name:version.
-            prior: the class prior to assume: that of the training set, equal shares, or a probability for each class.
+            prior: the class prior to assume: that of the training set, equal shares, a probability for each class, or
+                what the tenant's own speech shows.
             window_ms: length of the windows; 0 for the whole clip.
             hop_ms: from one window to the next; 0 for their length.
             every_window: answer windows without speech as well.
+            tenant: whose calibration answers; the caller's own if empty.
+            uncalibrated: answer also what the head says without that calibration.
+            purpose: what the answers are for; needed where the deployment's policy asks.
+            session: who is asking, so that a canary stays with them.
             timeout_s: for all of it, further attempts included; None for as long as it takes.
 
         Raises:
@@ -228,7 +249,17 @@ class Client:
             Overloaded, Unavailable: it stays full, or away.
             DeadlineExpired: no answer within `timeout_s`.
         """
-        config = _config(head, prior, window_ms=window_ms, hop_ms=hop_ms, every_window=every_window)
+        config = prober_pb2.RecognizeConfig(
+            head=head,
+            prior=_prior(prior),
+            window_ms=window_ms,
+            hop_ms=hop_ms,
+            every_window=every_window,
+            tenant=tenant,
+            uncalibrated=uncalibrated,
+            purpose=purpose,
+            session=session,
+        )
         request = prober_pb2.RecognizeRequest(audio=await load(audio), config=config)
         stub = prober_pb2_grpc.ProberStub(self._channel("prober"))  # type: ignore[no-untyped-call]
         answer: prober_pb2.RecognizeResponse = await self._retrying(
@@ -245,6 +276,10 @@ class Client:
         hop_ms: int = 0,
         prior: Prior = "train",
         every_window: bool = False,
+        tenant: str = "",
+        uncalibrated: bool = False,
+        purpose: str = "",
+        session: str = "",
         rate_hz: int | None = None,
         timeout_s: float | None = None,
         reconnect_s: float = RECONNECT_S,
@@ -261,6 +296,10 @@ class Client:
             hop_ms: from one window to the next; 0 for their length.
             prior: as in `recognize`.
             every_window: answer windows without speech as well.
+            tenant: as in `recognize`, like the next three.
+            uncalibrated: likewise.
+            purpose: likewise.
+            session: likewise.
             rate_hz: of chunks of samples; a file and a microphone know their own.
             timeout_s: for all of it; None for as long as it takes.
             reconnect_s: how long to go on trying when the prober is away, or full.
@@ -272,7 +311,17 @@ class Client:
             DeadlineExpired: not finished within `timeout_s`, or the source sent nothing for longer than the prober
                 waits.
         """
-        config = _config(head, prior, window_ms=window_ms, hop_ms=hop_ms, every_window=every_window)
+        config = prober_pb2.RecognizeConfig(
+            head=head,
+            prior=_prior(prior),
+            window_ms=window_ms,
+            hop_ms=hop_ms,
+            every_window=every_window,
+            tenant=tenant,
+            uncalibrated=uncalibrated,
+            purpose=purpose,
+            session=session,
+        )
         found = await asyncio.to_thread(opened, source, rate_hz)
         sound: Sound = (
             Encoded(found) if isinstance(found, bytes | Path) else Recording(found, window_ms=window_ms, hop_ms=hop_ms)
@@ -325,12 +374,6 @@ class Client:
                     raise
                 raise late(self._peer(name), timeout_s) from None
         raise AssertionError("the last attempt returns or raises")
-
-
-def _config(head: str, prior: Prior, *, window_ms: int, hop_ms: int, every_window: bool) -> prober_pb2.RecognizeConfig:
-    return prober_pb2.RecognizeConfig(
-        head=head, prior=_prior(prior), window_ms=window_ms, hop_ms=hop_ms, every_window=every_window
-    )
 
 
 def _prior(prior: Prior) -> prober_pb2.Prior:

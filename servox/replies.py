@@ -1,12 +1,36 @@
 """Between the prober's messages and the client's values."""
 
-from servox.answers import Abstention, Bundle, Head, HeadSummary, Heard, Recognition, Timings, Window
+from servox.answers import (
+    Abstention,
+    Bundle,
+    CalibrationState,
+    Head,
+    HeadSummary,
+    Heard,
+    Recognition,
+    Stage,
+    Timings,
+    UsedCalibration,
+    Window,
+)
 from servox.v1 import common_pb2, prober_pb2
 
 _ABSTENTIONS = {
     prober_pb2.ABSTENTION_SILENCE: Abstention.SILENCE,
     prober_pb2.ABSTENTION_TOO_SHORT: Abstention.TOO_SHORT,
     prober_pb2.ABSTENTION_OUT_OF_DISTRIBUTION: Abstention.OUT_OF_DISTRIBUTION,
+}
+_STAGES = {
+    prober_pb2.STAGE_UNSPECIFIED: Stage.CANDIDATE,
+    prober_pb2.STAGE_PRODUCTION: Stage.PRODUCTION,
+    prober_pb2.STAGE_CANARY: Stage.CANARY,
+    prober_pb2.STAGE_SHADOW: Stage.SHADOW,
+}
+_STATES = {
+    prober_pb2.CALIBRATION_STATE_UNSPECIFIED: CalibrationState.NONE,
+    prober_pb2.CALIBRATION_STATE_COLLECTING: CalibrationState.COLLECTING,
+    prober_pb2.CALIBRATION_STATE_READY: CalibrationState.READY,
+    prober_pb2.CALIBRATION_STATE_FROZEN: CalibrationState.FROZEN,
 }
 
 
@@ -34,6 +58,7 @@ def summary_from_proto(message: prober_pb2.HeadSummary) -> HeadSummary:
         classes=tuple(message.classes),
         production=message.production,
         created_unix_ms=message.created_unix_ms,
+        stage=_STAGES.get(message.stage, Stage.UNKNOWN),
     )
 
 
@@ -44,6 +69,16 @@ def timings_from_proto(message: common_pb2.Timings) -> Timings:
         queue_us=message.queue_us,
         inference_us=message.inference_us,
         total_us=message.total_us,
+    )
+
+
+def calibration_from_proto(message: prober_pb2.UsedCalibration) -> UsedCalibration:
+    """The tenant's calibration that a message names."""
+    return UsedCalibration(
+        tenant=message.tenant,
+        state=_STATES.get(message.state, CalibrationState.UNKNOWN),
+        version=message.version,
+        clips=message.clips,
     )
 
 
@@ -61,6 +96,7 @@ def window_from_proto(message: prober_pb2.Window) -> Window:
         abstention=_ABSTENTIONS.get(message.abstention, Abstention.UNKNOWN) if abstained else None,
         speech=message.speech if message.HasField("speech") else None,
         novelty=message.novelty if message.HasField("novelty") else None,
+        uncalibrated={each.label: each.probability for each in message.uncalibrated},
     )
 
 
@@ -73,6 +109,9 @@ def recognition_from_proto(message: prober_pb2.RecognizeResponse) -> Recognition
         bundle=bundle_from_proto(message.bundle),
         prior=dict(message.prior.probabilities),
         timings=timings_from_proto(message.timings),
+        calibration=calibration_from_proto(message.calibration),
+        stage=_STAGES.get(message.stage, Stage.UNKNOWN),
+        notice=message.notice,
     )
 
 
@@ -83,4 +122,7 @@ def heard_from_proto(message: prober_pb2.RecognizeStreamResponse) -> Heard:
         head=head_from_proto(message.head),
         bundle=bundle_from_proto(message.bundle),
         prior=dict(message.prior.probabilities),
+        calibration=calibration_from_proto(message.calibration),
+        stage=_STAGES.get(message.stage, Stage.UNKNOWN),
+        notice=message.notice,
     )

@@ -134,7 +134,7 @@ async def _embed_stream(
     """One stream after another, as `embed_all`."""
     sending = _Sending(requests, in_flight=in_flight, attempts=attempts, limit_bytes=max_message_bytes)
     feeding = asyncio.create_task(sending.feed())
-    broken = 0
+    broken, lost = 0, False
     try:
         await sending.begun.wait()  # a stream that nothing is sent on would only be opened and closed
         while sending.unfinished:
@@ -147,13 +147,15 @@ async def _embed_stream(
                             yield answer
                     sending.expect_end()
             except (Unavailable, Overloaded) as error:
-                broken += 1
+                broken, lost = broken + 1, True
                 if broken >= attempts:
                     raise
                 await asyncio.sleep(pause_s(error, broken - 1))
+            else:
+                lost = False
             finally:
                 call.cancel()
-            sending.reopen()
+            sending.reopen(warily=lost)
         await feeding
         for refusal in sending.refusals():
             yield refusal
@@ -198,6 +200,8 @@ class _Sending:
         self._sent: set[str] = set()
         self._fed = False
         self._had_its_share = False
+        self._heard = asyncio.Event()  # not set: one item is out, and no other until the embedder says something
+        self._heard.set()
         self.begun = asyncio.Event()
 
     @property
@@ -231,12 +235,13 @@ class _Sending:
 
     async def outgoing(self) -> AsyncIterator[embedder_pb2.EmbedStreamRequest]:
         """Requests for one stream, until everything is answered, or the stream is given up or had its share."""
-        ready = self._ready
+        ready, heard = self._ready, self._heard
         for _ in range(CLIPS_PER_STREAM):
             if (item := await ready.get()) is None:
                 return
             self._sent.add(item.id)
             yield embedder_pb2.EmbedStreamRequest(id=item.id, request=item.request)
+            await heard.wait()
         self._had_its_share = True
 
     def refusals(self) -> list[tuple[str, Outcome]]:
@@ -250,6 +255,7 @@ class _Sending:
         return [*self.refusals(), *([answer] if answer else [])]
 
     def _settle(self, message: embedder_pb2.EmbedStreamResponse) -> tuple[str, Outcome] | None:
+        self._heard.set()
         item = self._open.get(message.id)
         if item is None:
             return None
@@ -274,8 +280,16 @@ class _Sending:
         if self._sent or (self.unfinished and not self._had_its_share):
             raise Unavailable(f"the embedder ended the stream with {len(self._open)} clips unanswered")
 
-    def reopen(self) -> None:
-        """Ends with the present stream; what it did not answer goes into the next."""
+    def reopen(self, *, warily: bool = False) -> None:
+        """Ends with the present stream; what it did not answer goes into the next.
+
+        Args:
+            warily: the next one sends an item and waits for a word before it goes on. gRPC loses the reason of a
+                refusal that meets a message on its way out ("Internal error from Core"), and so it would every time.
+        """
+        self._heard.set()
+        if warily:
+            self._heard = asyncio.Event()
         self._had_its_share = False
         old, self._ready = self._ready, asyncio.Queue()
         for name in self._sent:
@@ -289,6 +303,7 @@ class _Sending:
 
     def close(self) -> None:
         """Lets the last stream's sender end."""
+        self._heard.set()
         self._ready.put_nowait(None)
 
     def _again(self, item: _Item, *, after_s: float) -> None:

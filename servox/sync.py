@@ -62,6 +62,10 @@ class SyncClient:
         window_ms: int = 0,
         hop_ms: int = 0,
         every_window: bool = False,
+        tenant: str = "",
+        uncalibrated: bool = False,
+        purpose: str = "",
+        session: str = "",
         timeout_s: float | None = None,
     ) -> Recognition:
         """`Client.recognize`."""
@@ -73,6 +77,10 @@ class SyncClient:
                 window_ms=window_ms,
                 hop_ms=hop_ms,
                 every_window=every_window,
+                tenant=tenant,
+                uncalibrated=uncalibrated,
+                purpose=purpose,
+                session=session,
                 timeout_s=timeout_s,
             )
         )

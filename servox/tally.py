@@ -1,9 +1,9 @@
 """What the windows of a stream say together; the same as the prober itself makes of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from servox.answers import Heard, Recognition, Timings, Window, classes_of
+from servox.answers import Heard, Recognition, Timings, Window
 from servox.errors import BadInput
 
 
@@ -23,6 +23,9 @@ def together(heard: Sequence[Heard]) -> Recognition:
         bundle=last.bundle,
         prior=last.prior,
         timings=Timings(decode_us=0, queue_us=0, inference_us=0, total_us=0),
+        calibration=last.calibration,
+        stage=last.stage,
+        notice=last.notice,
     )
 
 
@@ -31,10 +34,7 @@ def _overall(windows: Sequence[Window]) -> Window:
     reasons = Counter(window.abstention for window in windows)
     reason = None if reasons[None] else reasons.most_common(1)[0][0]
     counted = [window for window in windows if window.abstention == reason and window.probabilities]
-    classes = classes_of(counted)
-    means = {name: _mean(counted, [window.probabilities[name] for window in counted]) or 0.0 for name in classes}
-    total = sum(means.values())
-    probabilities = {name: value / total for name, value in means.items()}
+    probabilities = _shares(counted, [window.probabilities for window in counted])
     label = max(probabilities, key=lambda name: probabilities[name], default=None)
     return Window(
         index=0,
@@ -46,7 +46,15 @@ def _overall(windows: Sequence[Window]) -> Window:
         abstention=reason,
         speech=_mean(windows, [window.speech for window in windows]),
         novelty=_mean(counted, [window.novelty for window in counted]),
+        uncalibrated=_shares(counted, [window.uncalibrated for window in counted]),
     )
+
+
+def _shares(windows: Sequence[Window], values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of probabilities, weighted by the windows' lengths and summing to one; empty where there are none."""
+    means = {name: _mean(windows, [each.get(name) for each in values]) or 0.0 for name in (values[0] if values else ())}
+    total = sum(means.values())
+    return {name: value / total for name, value in means.items()}
 
 
 def _mean(windows: Sequence[Window], values: Sequence[float | None]) -> float | None:

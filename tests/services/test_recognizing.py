@@ -165,7 +165,7 @@ def test_a_bad_file_is_named_and_the_others_go_on(address: str, clip: Path, tmp_
     ("flags", "error", "said"),
     [
         (("--format", "xml"), BadSetting, "give table, csv, json, ndjson"),
-        (("--prior", "flat"), BadSetting, "give train, uniform or"),
+        (("--prior", "flat"), BadSetting, "give train, uniform, estimated"),
         (("--window", "-1"), BadSetting, "--window -1: give seconds"),
         (("--window", "nan"), BadSetting, "--window nan"),
         (("--hop", "1"), BadSetting, "--hop 1 without --window"),
@@ -195,7 +195,7 @@ def test_windows_together_are_what_the_prober_says_of_them(address: str, clip: P
 
 @pytest.mark.parametrize("text", ["", "flat", "a=b", "a=1=2"])
 def test_priors_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(BadSetting, match="give train, uniform or"):
+    with pytest.raises(BadSetting, match="give train, uniform, estimated"):
         prior_of(text)
 
 
