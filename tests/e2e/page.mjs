@@ -68,6 +68,7 @@ try {
   await page.setInputFiles("#file", speech);
   seen.file = await outcome(page);
   await shoot(page, "file-light");
+  seen.used = await text(page, "#used");
   seen.json = await downloaded(page, "#json");
   seen.csv = await downloaded(page, "#csv");
   seen.player = await page.locator("#player").evaluate((player) => player.duration);
@@ -128,7 +129,8 @@ try {
     const lit = await open({ dark });
     await lit.setInputFiles("#file", speech);
     await settled(lit);
-    await lit.click("summary");
+    await lit.click("#results summary");
+    await lit.click("#access summary");
     await lit.evaluate(() => { document.getElementById("problem").hidden = false; document.getElementById("problem").textContent = "words"; });
     seen[dark ? "dark" : "light"] = await lit.evaluate(
       `(() => { const { worst, page, elements } = ${measures}; return { worst: worst(), page: page(), elements: elements() }; })()`,

@@ -1,8 +1,8 @@
 // The page: settings in, a file or the microphone, windows out.
 import { openMicrophone } from "./capture.js";
 import { chosenPrior, showClasses } from "./prior.js";
-import { clock, download, fromServer, tableHead, tableRow, toCsv, toJson, words } from "./results.js";
-import { LiveStream, Problem, heads, ready, recognize } from "./service.js";
+import { clock, download, fromServer, tableHead, tableRow, toCsv, toJson, usedWords, words } from "./results.js";
+import { LiveStream, Problem, heads, ready, recognize, useKey } from "./service.js";
 import { Timeline } from "./timeline.js";
 
 const by = (id) => document.getElementById(id);
@@ -24,7 +24,9 @@ function settings() {
   if (!by("settings").reportValidity()) return null;
   const [window_ms, hop_ms] = ["window", "hop"].map((id) => Math.round(1000 * by(id).valueAsNumber));
   if (hop_ms > window_ms) throw new Error("The step is longer than the window: speech between two windows would go unheard.");
-  return { head: by("head").value, window_ms, hop_ms, prior: chosenPrior(), every_window: by("every").checked };
+  const [tenant, purpose] = ["tenant", "purpose"].map((id) => by(id).value.trim());
+  const [every_window, uncalibrated] = ["every", "uncalibrated"].map((id) => by(id).checked);
+  return { head: by("head").value, window_ms, hop_ms, prior: chosenPrior(), every_window, tenant, purpose, uncalibrated };
 }
 
 // Begins a new result; null where the settings do not hold.
@@ -43,8 +45,17 @@ function begin({ live, seek }) {
   tableHead(by("table"), classes);
   timeline.begin(classes, { live, seek });
   by("now").textContent = "Listening …";
+  for (const id of ["notice", "used"]) by(id).hidden = true;
   for (const id of ["json", "csv"]) by(id).disabled = true;
   return chosen;
+}
+
+function answeredBy(used) {
+  results.used = used;
+  by("used").textContent = usedWords(used);
+  by("notice").textContent = used.notice ?? "";
+  by("used").hidden = false;
+  by("notice").hidden = !used.notice;
 }
 
 function add(said) {
@@ -100,7 +111,7 @@ async function takeFile(file) {
   try {
     const overall = await recognize(file, chosen, add, abort.signal);
     results.overall = overall?.overall ? fromServer(overall.overall) : null;
-    Object.assign(results, { used: overall });
+    if (overall) answeredBy(overall);
     finish();
   } catch (error) {
     if (error.name === "AbortError") failed(new Problem({ title: "Cancelled", detail: "What was heard so far is below." }));
@@ -121,7 +132,7 @@ async function record() {
   by("player").hidden = true;
   const over = async () => { pressed(false); await microphone.stop(); };
   const stream = new LiveStream({ ...chosen, rate_hz: microphone.rate_hz }, {
-    onReady: ({ type: _, ...used }) => { Object.assign(results, { used }); },
+    onReady: ({ type: _, ...used }) => answeredBy(used),
     onWindow: add,
     onEnd: () => { over(); finish(); },
     onProblem: (problem) => { over(); failed(problem); },
@@ -156,6 +167,7 @@ async function load() {
     if (!known.size) by("head-facts").textContent = "The server has no head yet: train or import one.";
     showHead();
   } catch (error) {
+    if (error.status === 401) by("access").open = true;
     show(error);
   }
 }
@@ -172,6 +184,7 @@ by("record").addEventListener("click", record);
 by("cancel").addEventListener("click", () => running?.());
 by("file").addEventListener("change", ({ target }) => { if (target.files[0]) takeFile(target.files[0]); target.value = ""; });
 by("head").addEventListener("change", showHead);
+by("key").addEventListener("change", ({ target }) => { useKey(target.value); show(null); load(); });
 by("settings").addEventListener("submit", (event) => event.preventDefault());
 by("json").addEventListener("click", () => download("servox.json", "application/json", toJson(results)));
 by("csv").addEventListener("click", () => download("servox.csv", "text/csv", toCsv(results)));

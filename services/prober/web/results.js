@@ -26,7 +26,20 @@ export function fromServer(window) {
     index: Number(window.index ?? 0), start_ms: Number(window.start_ms ?? 0), end_ms: Number(window.end_ms ?? 0),
     label: window.label ?? "", confidence: window.confidence ?? 0, abstention, probabilities: shown,
     speech: window.speech ?? null, novelty: window.novelty ?? null,
+    ...(window.uncalibrated?.length ? { uncalibrated: shares(window.uncalibrated) } : {}),
   };
+}
+
+const shares = (pairs) => Object.fromEntries(pairs.map(({ label, probability }) => [label, probability]));
+
+const STAGES = { STAGE_PRODUCTION: "in production", STAGE_CANARY: "a canary", STAGE_UNSPECIFIED: "a candidate" };
+
+// What answered: the head, and whose calibration.
+export function usedWords({ head, stage, calibration }) {
+  const { tenant, state, clips } = calibration ?? {};
+  const own = ["CALIBRATION_STATE_READY", "CALIBRATION_STATE_FROZEN"].includes(state);
+  const whose = tenant ? `; calibration of ${tenant}: ${own ? `its own, from ${clips} clips` : `still collecting, ${clips} clips so far`}` : "";
+  return `Answered by ${head.name} ${head.version}, ${STAGES[stage] ?? "a candidate"}${whose}.`;
 }
 
 export function words(window) {
@@ -41,8 +54,12 @@ const quoted = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""'
 
 export function toCsv({ classes, windows }) {
   const head = ["index", "start_ms", "end_ms", "label", "confidence", "abstention", "speech", "novelty", ...classes];
+  const plain = windows.some((window) => window.uncalibrated);
+  if (plain) head.push(...classes.map((label) => `uncalibrated ${label}`));
   const rows = windows.map((window) => [
-    ...head.slice(0, 8).map((name) => window[name] ?? ""), ...classes.map((label) => window.probabilities?.[label] ?? ""),
+    ...head.slice(0, 8).map((name) => window[name] ?? ""),
+    ...classes.map((label) => window.probabilities?.[label] ?? ""),
+    ...(plain ? classes.map((label) => window.uncalibrated?.[label] ?? "") : []),
   ]);
   return [head, ...rows].map((row) => row.map((value) => quoted(String(value))).join(",")).join("\r\n") + "\r\n";
 }

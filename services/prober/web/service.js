@@ -11,10 +11,18 @@ export class Problem extends Error {
 
 const unreachable = () => new Problem({ title: "The server does not answer", detail: "Check the connection and try again." });
 
-async function ask(path, options) {
+let key = ""; // of this tab alone
+
+export const useKey = (given) => { key = given.trim(); };
+const authorization = () => (key ? { Authorization: `Bearer ${key}` } : {});
+// A browser can send a WebSocket no header but this one; the key is never part of an address, which logs keep.
+const PROTOCOL = "servox";
+const protocols = () => (key ? [PROTOCOL, `bearer.${key}`] : []);
+
+async function ask(path, options = {}) {
   let answer;
   try {
-    answer = await fetch(path, options);
+    answer = await fetch(path, { ...options, headers: { ...options.headers, ...authorization() } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw unreachable();
@@ -80,7 +88,7 @@ export class LiveStream {
   open() {
     const address = new URL("v1/stream", location.href);
     address.protocol = address.protocol.replace("http", "ws");
-    this.socket = new WebSocket(address);
+    this.socket = new WebSocket(address, protocols());
     this.socket.binaryType = "arraybuffer";
     this.socket.onopen = () => this.begin();
     this.socket.onmessage = (message) => this.hear(JSON.parse(message.data));
