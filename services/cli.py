@@ -35,6 +35,9 @@ _EVALUATE = {
     "run": ("services.evaluating:run", "evaluator", "Train and score heads on every eligible corpus."),
     "report": ("services.evaluator.report.command:report_command", "evaluator", "Write the report of a run again."),
 }
+_HEADS = {
+    "evaluate": ("services.judging:evaluate", "prober,embedder,evaluator", "Score a head on corpora it never heard."),
+}
 _STUDY = {
     "context": ("services.study.command:context", "dev", "F1 against cost: context policies by depths."),
     "precision": ("services.study.precision:precision", "dev", "The fastest precision that costs a head nothing."),
@@ -88,7 +91,9 @@ def build(arguments: list[str]) -> typer.Typer:
     corpora = _load("services.evaluator.corpora.commands:corpora_app", "evaluator") if first == "corpora" else None
     app.add_typer(corpora or typer.Typer(), name="corpora", help="List, check, parse and download corpora.")
     heads = _load("services.prober.heads_command:heads_app", "prober") if first == "heads" else None
-    app.add_typer(heads or typer.Typer(), name="heads", help="List, promote, delete, export and import heads.")
+    if heads is not None:
+        _mount(heads, _HEADS, second)
+    app.add_typer(heads or typer.Typer(), name="heads", help="List, evaluate, promote, roll out, export, import heads.")
     app.add_typer(_serving(second) if first == "serve" else typer.Typer(), name="serve", help="Run a service.")
     return app
 

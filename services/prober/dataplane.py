@@ -10,8 +10,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,14 +25,19 @@ from servox.v1 import common_pb2, embedder_pb2
 
 from .answers import Recognition
 from .asking import Ask
+from .comparison import Comparison
 from .embedder import Embedder
+from .evaluations import Evaluation
+from .gate import load_rules
 from .heads import TRAINING, AnyFloats, Floats, Head, Standardisation
 from .hosting import Hosted
 from .metrics import ProberMetrics
 from .posterior import Posterior
 from .progress import Event, Progress, Stopped
+from .promotion import Promotions, folder_of
 from .recognizer import Answer, Limits, Recognizer
 from .registry import Entry, Registry
+from .rollout import Rollouts
 from .settings import Settings
 from .sound import patient
 from .sources import Sources
@@ -99,6 +105,9 @@ class Dataplane:
 
             check_device(settings.train_device)
         self._hosted = Hosted(self._registry, settings.heads_in_memory)
+        self.promotions = Promotions(self._registry, load_rules(settings.gate))
+        self._rollouts = Rollouts(folder_of(self._registry), self._hosted, metrics)
+        self.comparison = Comparison(metrics)
 
     async def train(self, store_url: str, orders: Sequence[Order]) -> AsyncGenerator[Event]:
         """Events of a training; closing the iterator stops it.
@@ -196,8 +205,10 @@ class Dataplane:
             NotFound: no such head.
             BadInput: a prior that does not fit it.
         """
-        head = await self._head(ask.head)
-        return Posterior(head, ask.prior, uncalibrated=ask.uncalibrated)
+        chosen = await asyncio.to_thread(self._rollouts.choose, ask.head, ask.session)
+        make = partial(Posterior, prior=ask.prior)
+        listeners = self.comparison.listeners(chosen, make)
+        return make(chosen.head, stage=chosen.stage, uncalibrated=ask.uncalibrated, listeners=listeners)
 
     async def recognize(
         self,
@@ -209,11 +220,12 @@ class Dataplane:
         every_window: bool = False,
     ) -> Recognition:
         """Emotions of one clip; see `Recognizer`."""
-        if not window_ms:
+        with self.comparison.call(posterior):
+            if window_ms:
+                return await self._recognizer.windowed(sound, window_ms, hop_ms, posterior, every_window=every_window)
             if hop_ms:
                 raise BadInput(f"hop_ms = {hop_ms} without window_ms: give both, or neither for the whole clip")
             return await self._recognizer.clip(sound, posterior, every_window=every_window)
-        return await self._recognizer.windowed(sound, window_ms, hop_ms, posterior, every_window=every_window)
 
     def stream(
         self,
@@ -225,7 +237,10 @@ class Dataplane:
         every_window: bool = False,
     ) -> AsyncGenerator[Answer]:
         """Emotions of live audio; see `Recognizer`."""
-        return self._recognizer.stream(chunks, shape, posterior, next_window=next_window, every_window=every_window)
+        return self._counted(
+            self._recognizer.stream(chunks, shape, posterior, next_window=next_window, every_window=every_window),
+            posterior,
+        )
 
     def file(
         self,
@@ -238,9 +253,18 @@ class Dataplane:
         every_window: bool = False,
     ) -> AsyncGenerator[Answer]:
         """Emotions of a file of any length, in constant memory; see `Recognizer`."""
-        return self._recognizer.file(
-            path, window_ms, hop_ms, posterior, next_window=next_window, every_window=every_window
+        return self._counted(
+            self._recognizer.file(
+                path, window_ms, hop_ms, posterior, next_window=next_window, every_window=every_window
+            ),
+            posterior,
         )
+
+    async def _counted(self, answers: AsyncGenerator[Answer], posterior: Posterior) -> AsyncGenerator[Answer]:
+        with self.comparison.call(posterior):
+            async with aclosing(answers):
+                async for each in answers:
+                    yield each
 
     def spooled(self, chunks: AsyncIterator[bytes]) -> AbstractAsyncContextManager[Path]:
         """A file that comes in pieces, on disk for as long as the context lasts; see `spool`."""
@@ -260,18 +284,22 @@ class Dataplane:
 
     async def heads(self, prefix: str) -> list[Entry]:
         """Heads whose name begins with `prefix`."""
-        return await asyncio.to_thread(self._registry.entries, prefix)
+        return await asyncio.to_thread(self._entries, prefix)
+
+    def _entries(self, prefix: str) -> list[Entry]:
+        return [self.promotions.staged(entry) for entry in self._registry.entries(prefix)]
 
     async def entry(self, name: str) -> Entry:
         """One head."""
-        return await asyncio.to_thread(self._registry.entry, name)
+        return await asyncio.to_thread(self.promotions.entry, name)
 
-    async def promote(self, name: str) -> Entry:
-        """Makes a version the one that its name answers with; see `Registry.promote`."""
-        return await asyncio.to_thread(self._registry.promote, name)
+    async def evaluation(self, entry: Entry) -> Evaluation | None:
+        """What is stored of a head's scores on other corpora."""
+        return await asyncio.to_thread(self.promotions.evaluation, entry)
 
     async def close(self) -> None:
-        """Closes the connection to the embedder and ends the processes that read files."""
+        """Closes the connection to the embedder and ends the processes that read files, and the shadow's thread."""
+        await asyncio.to_thread(self.comparison.close)
         await self._embedder.close()
         await self._sources.close()
 

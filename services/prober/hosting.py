@@ -5,9 +5,13 @@ A version never changes while it is there; one that was deleted and came back as
 
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from .heads import Head
 from .registry import Registry
+
+if TYPE_CHECKING:
+    from .posterior import Stage
 
 Key = tuple[str, str, tuple[int, int]]
 
@@ -42,6 +46,13 @@ class Hosted:
         if head.card.tag == f"{bare}:{version}":  # else the name's meaning changed on the way
             self._keep(key, head)
         return head
+
+    def stage(self, head: Head, *, canary: str = "") -> "Stage":
+        """What a head is to its name, where `canary` is the version that some callers meet."""
+        card = head.card
+        if card.version == self._registry.production(card.name):
+            return "production"
+        return "canary" if card.version == canary else "candidate"
 
     def _keep(self, key: Key, head: Head) -> None:
         with self._lock:

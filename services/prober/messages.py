@@ -36,7 +36,7 @@ _WIRE_PRIORS = {
     "uniform": prober_pb2.Prior.KIND_UNIFORM,
     "explicit": prober_pb2.Prior.KIND_EXPLICIT,
 }
-_STAGES: dict[Stage, prober_pb2.Stage] = {
+STAGES: dict[Stage, prober_pb2.Stage] = {
     "candidate": prober_pb2.STAGE_UNSPECIFIED,
     "production": prober_pb2.STAGE_PRODUCTION,
     "canary": prober_pb2.STAGE_CANARY,
@@ -177,7 +177,7 @@ def answered(posterior: Posterior, bundle: common_pb2.Bundle) -> prober_pb2.Reco
         bundle=bundle,
         prior=prior_to_proto(posterior),
         calibration=prober_pb2.UsedCalibration(),
-        stage=_STAGES[posterior.stage],
+        stage=STAGES[posterior.stage],
         notice=posterior.notice,
     )
 
@@ -238,4 +238,5 @@ def summary_to_proto(entry: Entry) -> prober_pb2.HeadSummary:
         classes=card.classes,
         production=entry.production,
         created_unix_ms=round(datetime.fromisoformat(card.created).timestamp() * 1000),
+        stage=STAGES[entry.stage],
     )

@@ -11,6 +11,8 @@ from servox.telemetry import Metrics
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _HTTP_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 _TRAIN_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_SHARE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+_NATS_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 class ProberMetrics:
@@ -56,6 +58,52 @@ class ProberMetrics:
             "servox_prober_abstentions",
             "Windows that abstained, by reason: silence, too_short, out_of_distribution.",
             ["reason"],
+            registry=registry,
+        )
+
+        self.stage_windows = Counter(
+            "servox_prober_stage_windows",
+            "Windows of heads that are rolled out, by name, stage and answer: a class, or out_of_distribution.",
+            ["head", "stage", "label"],
+            registry=registry,
+        )
+        self.stage_confidence = Histogram(
+            "servox_prober_stage_confidence",
+            "Probability of the most probable class, by name and stage; heads that are rolled out.",
+            ["head", "stage"],
+            buckets=_SHARE_BUCKETS,
+            registry=registry,
+        )
+        self.stage_calls = Counter(
+            "servox_prober_stage_calls",
+            "Calls of heads that are rolled out, by name, stage and outcome: ok, class of the error, cancelled, crash.",
+            ["head", "stage", "outcome"],
+            registry=registry,
+        )
+        self.canary_fallbacks = Counter(
+            "servox_prober_canary_fallbacks",
+            "Calls that production answered because the canary could not: missing, damaged, bundle.",
+            ["head", "reason"],
+            registry=registry,
+        )
+        self.shadow_windows = Counter(
+            "servox_prober_shadow_windows",
+            "Windows left to a shadow, by name and outcome: agreed, disagreed (another class), dropped, unfit.",
+            ["head", "outcome"],
+            registry=registry,
+        )
+        self.shadow_divergence = Histogram(
+            "servox_prober_shadow_divergence_nats",
+            "Jensen-Shannon divergence between a shadow's probabilities and production's; at most ln 2.",
+            ["head"],
+            buckets=_NATS_BUCKETS,
+            registry=registry,
+        )
+        self.shadow_confidence = Histogram(
+            "servox_prober_shadow_confidence",
+            "Probability of the most probable class on the windows that both scored: production, shadow.",
+            ["head", "by"],
+            buckets=_SHARE_BUCKETS,
             registry=registry,
         )
 

@@ -1,6 +1,7 @@
 """Small files that change in one step: pointers from a name to a version, and what a writer leaves behind."""
 
 import errno
+import os
 import re
 import shutil
 import time
@@ -21,11 +22,30 @@ def point(pointer: Path, version: str) -> None:
         replace(pointer, version)
 
 
-def replace(path: Path, text: str) -> None:
-    """Writes a file that a reader sees whole, as it was or as it is now."""
+def replace(path: Path, text: str, *, synced: bool = False) -> None:
+    """Writes a file that a reader sees whole, as it was or as it is now; `synced`: also after the power went."""
     hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    hidden.write_text(text)
-    hidden.replace(path)
+    try:
+        with hidden.open("w") as file:
+            file.write(text)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
+        hidden.replace(path)
+    except OSError:
+        hidden.unlink(missing_ok=True)
+        raise
+    if synced:
+        sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Makes what was renamed or removed in a folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read(pointer: Path) -> str:

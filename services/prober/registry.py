@@ -1,7 +1,8 @@
 """The registry of heads: BentoML's model store below one folder, so that its own tools list, export and import heads.
 
 - `<root>/models/<name>/<version>/` holds `model.yaml` (BentoML's), `card.json` and `weights.safetensors`. Beside the
-  versions lie BentoML's pointer `latest` and ours, `production`; promotion also writes the label stage=production.
+  versions lie BentoML's pointer `latest` and ours, `production`; the label stage=production follows the pointer.
+- Who may become what is decided in `promotion`; here versions lie and are found.
 - An entry is made under `<root>/staging` and renamed, so a reader sees whole heads or none. A version never changes.
 - An entry that is damaged all the same (a bad disk, a meddling hand) fails alone, with its path; a list goes on and
   says so once.
@@ -20,7 +21,7 @@ import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -39,6 +40,9 @@ with warnings.catch_warnings():
     from bentoml._internal.models import ModelStore  # the public API takes a store, but shows no way to make one
     from bentoml.exceptions import BentoMLException
 
+if TYPE_CHECKING:
+    from .posterior import Stage  # which needs the embedder, and so gRPC
+
 log = logging.getLogger(__name__)
 
 HIDDEN = "fold."  # names of an evaluation's own heads begin so
@@ -50,11 +54,19 @@ _DAMAGE = (BentoMLException, BadInput, yaml.YAMLError, OSError, KeyError, TypeEr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One head of a list."""
+    """One head of a list.
+
+    Attributes:
+        card: all that is known of it.
+        digest: of weights and card.
+        production: whether it was promoted last.
+        stage: what the version is to its name.
+    """
 
     card: Card
     digest: str
     production: bool
+    stage: "Stage" = "candidate"
 
 
 class Registry:
@@ -65,6 +77,7 @@ class Registry:
     """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._models, self._staging = root / "models", root / "staging"
         with storing(str(root)):
             self._models.mkdir(parents=True, exist_ok=True)
@@ -103,15 +116,15 @@ class Registry:
         bare, version = self.resolve(name)
         if name == bare:
             raise BadInput(f"head {name!r}: delete a version, such as {bare}:{version}")
-        if self._production(bare) == version and not force:
+        if self.production(bare) == version and not force:
             raise Refused(
                 f"head {bare}:{version} is the promoted one, which {bare!r} answers with: promote another version "
                 "first, or force it"
             )
         folder, grave = self._models / bare, self._staging / uuid.uuid4().hex
-        rest = [other for other in self._versions(bare) if other != version]
+        rest = [other for other in self.versions(bare) if other != version]
         with writing(f"the pointers of head {bare}"):
-            if self._production(bare) == version:
+            if self.production(bare) == version:
                 (folder / "production").unlink(missing_ok=True)
             if rest and read(folder / "latest") == version:
                 point(folder / "latest", self._newest(bare, rest))
@@ -173,7 +186,7 @@ class Registry:
             NotFound: no such head.
         """
         bare, _, wanted = name.partition(":")
-        versions = self._versions(bare)
+        versions = self.versions(bare)
         if not versions:
             close = difflib.get_close_matches(bare, self.names(""), n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(close)}?" if close else "list the heads, or train one"
@@ -189,7 +202,7 @@ class Registry:
 
         A damaged entry is logged and left out.
         """
-        found = (self._entry(name, version) for name in self.names(prefix) for version in self._versions(name))
+        found = (self._entry(name, version) for name in self.names(prefix) for version in self.versions(name))
         return sorted(filter(None, found), key=lambda entry: (entry.card.name, entry.card.created))
 
     def entry(self, name: str) -> Entry:
@@ -201,27 +214,27 @@ class Registry:
         """
         bare, version = self.resolve(name)
         head = self._load(bare, version)
-        return Entry(card=head.card, digest=head.digest, production=self._production(bare) == version)
+        return Entry(card=head.card, digest=head.digest, production=self.production(bare) == version)
 
-    def promote(self, name: str) -> Entry:
-        """Makes `name:version` what its bare name answers with.
+    def production(self, name: str) -> str:
+        """The version that was promoted; empty for none."""
+        return read(self._models / name / "production")
+
+    def put_in_production(self, name: str, version: str) -> None:
+        """Makes a version what its bare name answers with; the labels follow.
 
         Raises:
-            BadInput: no version was named, or the entry is damaged.
-            NotFound: no such head.
-            Refused: its out-of-fold macro-F1 does not pass its floor, or was never measured.
             StorageFull: the disk refused.
         """
-        bare, version = self.resolve(name)
-        if name == bare:
-            raise BadInput(f"head {name!r}: promote a version, such as {bare}:{version}")
-        head = self._load(bare, version)
-        check_gate(head.card)
-        with writing(f"the label of head {head.card.tag}"):
-            for other in self._versions(bare):
-                self._label(bare, other, production=other == version)
-            point(self._models / bare / "production", version)
-        return Entry(card=head.card, digest=head.digest, production=True)
+        with writing(f"the pointer to {name}:{version}"):
+            replace(self._models / name / "production", version, synced=True)
+            self.label(name)
+
+    def label(self, name: str) -> None:
+        """Puts the labels that BentoML's tools show in step with what is in production."""
+        production = self.production(name)
+        for version in self.versions(name):
+            self._label(name, version, production=version == production)
 
     def names(self, prefix: str) -> list[str]:
         """Names that begin with `prefix`, sorted."""
@@ -229,7 +242,8 @@ class Registry:
         shown = prefix.startswith(HIDDEN)
         return [name for name in found if name.startswith(prefix) and (shown or not name.startswith(HIDDEN))]
 
-    def _versions(self, name: str) -> list[str]:
+    def versions(self, name: str) -> list[str]:
+        """Versions of a name, sorted; none where there is no such name."""
         if not NAME.fullmatch(name):
             return []
         try:
@@ -241,11 +255,8 @@ class Registry:
         """The version that was saved last."""
         return max(versions, key=lambda version: (self.stamp(name, version)[1], version))
 
-    def _production(self, name: str) -> str:
-        return read(self._models / name / "production")
-
     def _pointed(self, name: str, versions: list[str], wanted: str) -> str:
-        production, latest = self._production(name), read(self._models / name / "latest")
+        production, latest = self.production(name), read(self._models / name / "latest")
         if wanted != "latest" and production in versions:
             return production
         if wanted == "production":
@@ -311,19 +322,3 @@ class Registry:
             model.info.labels["stage"] = "production"
         if labels != model.info.labels:
             replace(Path(model.path_of("model.yaml")), str(yaml.safe_dump(model.info.to_dict(), sort_keys=False)))
-
-
-def check_gate(card: Card) -> None:
-    """Lets a head pass that beats its floor on speakers that it never heard.
-
-    Raises:
-        Refused: it does not, or nobody looked.
-    """
-    scores = card.out_of_fold
-    if scores is None:
-        raise Refused(f"head {card.tag} has no out-of-fold scores: train it with calibrate = true, then promote it")
-    if not scores.macro_f1 > scores.floor:
-        raise Refused(
-            f"head {card.tag}: out-of-fold macro-F1 {scores.macro_f1:.3f} is not above its prior-matched floor "
-            f"{scores.floor:.3f}; it answers no better than by chance: train it on other data or settings"
-        )

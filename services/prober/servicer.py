@@ -16,6 +16,7 @@ from .dataplane import Dataplane
 from .metrics import ProberMetrics
 from .patience import waiting
 from .posterior import Posterior
+from .promotion_servicer import PromotionServicer
 from .recognizer import Answer
 from .sound import Chunks, encoding_of
 from .windows import Samples, check_next_window, grid
@@ -25,7 +26,7 @@ Requests = AsyncIterator[prober_pb2.RecognizeStreamRequest]
 Answers = AsyncGenerator[Answer]
 
 
-class ProberServicer(prober_pb2_grpc.ProberServicer):
+class ProberServicer(PromotionServicer, prober_pb2_grpc.ProberServicer):
     """The `Prober` service.
 
     Args:
@@ -125,13 +126,10 @@ class ProberServicer(prober_pb2_grpc.ProberServicer):
         with self._metrics.call("GetHead"):
             entry = await self._dataplane.entry(request.head)
             summary = messages.summary_to_proto(entry)
-            return prober_pb2.GetHeadResponse(summary=summary, card_json=entry.card.to_json())
-
-    async def Promote(self, request: prober_pb2.PromoteRequest, context: Context) -> prober_pb2.PromoteResponse:
-        """Makes a version the one that its name answers with."""
-        with self._metrics.call("Promote"):
-            entry = await self._dataplane.promote(request.head)
-            return prober_pb2.PromoteResponse(summary=messages.summary_to_proto(entry))
+            known = await self._dataplane.evaluation(entry)
+            return prober_pb2.GetHeadResponse(
+                summary=summary, card_json=entry.card.to_json(), evaluation_json=known.to_json() if known else ""
+            )
 
 
 async def _config(requests: Requests) -> prober_pb2.StreamConfig:

@@ -45,3 +45,4 @@ class Settings(ServiceSettings):
     vad: Path | None = Field(None, description="Silero's silero_vad.onnx, to tell speech; unset: the level alone")
     max_windows: int = Field(5000, ge=1, description="windows that one Recognize call may ask for")
     windows_in_flight: int = Field(16, ge=1, description="windows of one call that are with the embedder at a time")
+    gate: Path | None = Field(None, description="TOML file of the rules that a promotion must pass; see gate.toml")

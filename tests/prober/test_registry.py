@@ -18,6 +18,7 @@ import pytest
 
 from services.prober.card import Card, OutOfFold
 from services.prober.heads import Head, shapes
+from services.prober.promotion import Promotions
 from services.prober.registry import Registry
 from servox.errors import BadInput, NotFound, Refused, StorageFull
 
@@ -28,7 +29,7 @@ GOOD = OutOfFold(
     ece_after=0.1,
     nll_before=1.0,
     nll_after=0.9,
-    clips=9,
+    clips=90,
     left_out=0,
     speakers=3,
     folds=3,
@@ -94,11 +95,11 @@ def test_the_newest_answers_until_one_is_promoted(tmp_path: Path) -> None:
     assert registry.resolve("toy") == ("toy", B)
     with pytest.raises(NotFound, match="no version of toy was promoted"):
         registry.resolve("toy:production")
-    assert registry.promote(f"toy:{A}").production
+    assert Promotions(registry).promote(f"toy:{A}").entry.production
     assert registry.resolve("toy") == registry.resolve("toy:production") == ("toy", A)
     assert registry.resolve("toy:latest") == ("toy", B)
     assert [(e.card.version, e.production) for e in registry.entries("")] == [(A, True), (B, False)]
-    registry.promote(f"toy:{B}")
+    Promotions(registry).promote(f"toy:{B}")
     assert registry.resolve("toy") == ("toy", B)
     labels = [yaml.read_text().count("production") for yaml in sorted(tmp_path.glob("models/toy/*/model.yaml"))]
     assert labels == [0, 1], "the label has moved with the promotion"
@@ -139,11 +140,11 @@ def test_the_gate(tmp_path: Path) -> None:
     registry.save(head(out_of_fold=dataclasses.replace(GOOD, macro_f1=0.41)))
     registry.save(head("blind", out_of_fold=None))
     with pytest.raises(Refused, match=r"0\.410 is not above its prior-matched floor 0\.500"):
-        registry.promote(f"toy:{A}")
+        Promotions(registry).promote(f"toy:{A}")
     with pytest.raises(Refused, match="no out-of-fold scores"):
-        registry.promote(f"blind:{A}")
+        Promotions(registry).promote(f"blind:{A}")
     with pytest.raises(BadInput, match=f"promote a version, such as toy:{A}"):
-        registry.promote("toy")
+        Promotions(registry).promote("toy")
     assert not registry.entries("")[0].production
 
 
@@ -254,7 +255,7 @@ def test_the_promoted_version_is_deleted_by_force_only(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.save(head())
     registry.save(head(version=B))
-    registry.promote(f"toy:{A}")
+    Promotions(registry).promote(f"toy:{A}")
     with pytest.raises(Refused, match="promote another version first"):
         registry.delete(f"toy:{A}")
     registry.delete("toy:production", force=True)
