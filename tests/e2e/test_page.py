@@ -127,6 +127,7 @@ def test_it_offers_the_heads_that_are_there(seen: dict[str, Any]) -> None:
     assert len(seen["heads"]) == 2
     assert all("emodb" in head for head in seen["heads"])
     assert f"{CLASSES} emotions" in seen["facts"]
+    assert re.search(r"Answered by emodb-\w+ [0-9a-f]{16}, a candidate\.$", seen["used"])
 
 
 def test_a_file_becomes_a_timeline_and_an_overall_answer(seen: dict[str, Any]) -> None:
