@@ -2,6 +2,7 @@
 # ruff: noqa: ARG002, N802 -- gRPC names the methods and their arguments
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -154,3 +155,8 @@ def shadow_to_proto(figures: ShadowFigures) -> pb.ShadowFigures:
         dropped=figures.dropped,
         unfit=figures.unfit,
     )
+
+
+def results_from_proto(messages: Iterable[pb.GateResult]) -> tuple[Result, ...]:
+    """What the rules said, as a client reads it."""
+    return tuple(Result(rule=each.rule, passed=each.passed, found=each.found) for each in messages)
