@@ -40,6 +40,11 @@ def caller() -> Caller:
     return _CALLER.get()
 
 
+def arrive(who: Caller) -> None:
+    """`who` calls for the rest of this task, and in the tasks that it starts."""
+    _CALLER.set(who)
+
+
 @contextmanager
 def calling(who: Caller) -> Iterator[None]:
     """Inside, `who` calls."""

@@ -15,6 +15,7 @@
     ├── Unauthenticated       nobody knows who calls
     ├── Forbidden             whoever calls may not, or not for this purpose
     ├── Overloaded            admission is full; try again after `retry_after_s`
+    ├── OverQuota             the caller has used up their own share; more comes with `retry_after_s`
     ├── DeadlineExpired       the caller's deadline passed before the work began
     ├── Unavailable           a peer, a device or a worker is not there
     └── StorageFull           a disk or an object store refused a write
@@ -122,6 +123,22 @@ class Overloaded(ServoxError):
     retryable = True
 
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class OverQuota(ServoxError):
+    """The caller has used up their share; a retry helps only after hours.
+
+    Args:
+        message: what is used up, how much there was.
+        retry_after_s: when there is more; sent as `RetryInfo` and `Retry-After`.
+    """
+
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = HTTPStatus.TOO_MANY_REQUESTS
+
+    def __init__(self, message: str, *, retry_after_s: float = 3600.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

@@ -14,7 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from servox.errors import BadSetting, Overloaded, ServoxError, TooLarge, Unavailable, from_grpc
+from servox.certificates import Certificates
+from servox.doors import OPEN_DOOR, Door
+from servox.entrance import Entrance
+from servox.errors import BadSetting, Overloaded, OverQuota, ServoxError, TooLarge, Unavailable, from_grpc
+from servox.keys import own
 from servox.tracing import ERROR_KEY, server_interceptors, traced
 
 log = logging.getLogger(__name__)
 
-PUSHBACK_KEY = "grpc-retry-pushback-ms"
+PUSHBACK_KEY, DETAILS_KEY = "grpc-retry-pushback-ms", "grpc-status-details-bin"
 MAX_CALLS = 1_000  # at a time on one connection; further ones wait at the caller's end
 RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 
@@ -48,13 +52,25 @@ class Tls:
             raise BadSetting(f"TLS file {path}: {error.strerror}; give a readable PEM file") from None
 
     def server(self) -> grpc.ServerCredentials:
-        """Credentials of a server."""
-        pair = (self._read(self.key) or b"", self._read(self.certificate) or b"")
-        return grpc.ssl_server_credentials([pair], self._read(self.ca), self.ca is not None)
+        """Credentials of a server, which follow their files when these change."""
+        if self.certificate is None or self.key is None:
+            raise BadSetting("TLS of a server needs a certificate and its key: give both")
+        return Certificates(self.certificate, self.key, self.ca).grpc()
 
     def client(self) -> grpc.ChannelCredentials:
         """Credentials of a client."""
         return grpc.ssl_channel_credentials(self._read(self.ca), self._read(self.key), self._read(self.certificate))
+
+
+def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
+    """How to reach a peer: plain text unless a file is given.
+
+    Raises:
+        BadSetting: a certificate without its key, or without whom to trust.
+    """
+    if (certificate is None) != (key is None) or (certificate and not ca):
+        raise BadSetting("a certificate for a peer needs its private key, and the CA to trust the peer by: give all")
+    return Tls(ca=ca, certificate=certificate, key=key) if ca else None
 
 
 class Server:
@@ -64,6 +80,7 @@ class Server:
         address: `host:port` (port 0: chosen by the system) or `unix:/path`.
         services: full names, as in `servox.v1.Embedder`; each has its own health.
         max_message_bytes: largest message in either direction.
+        door: who is let in; everybody, unless it says otherwise.
     """
 
     def __init__(
@@ -73,6 +90,7 @@ class Server:
         services: Sequence[str],
         max_message_bytes: int,
         tls: Tls | None = None,
+        door: Door = OPEN_DOOR,
         max_connection_age_s: int = 300,
         drain_wait_s: float = 0.0,
         drain_grace_s: float = 30.0,
@@ -80,6 +98,7 @@ class Server:
         self._requested = address
         self._services = ["", *services]
         self._tls = tls
+        self.door = door
         self._drain = (drain_wait_s, drain_grace_s)
         self._health = health.aio.HealthServicer()
         self.ready = False  # what health says of the whole server
@@ -102,7 +121,10 @@ class Server:
     @cached_property
     def grpc(self) -> grpc.aio.Server:
         """What servicers are added to; made on first use, because it belongs to the event loop that runs then."""
-        return grpc.aio.server(interceptors=[*server_interceptors(), _Errors()], options=self._options)
+        return grpc.aio.server(interceptors=[*server_interceptors(), _Errors(), *self._doors()], options=self._options)
+
+    def _doors(self) -> list[Entrance]:
+        return [Entrance(self.door)] if self.door.closed else []
 
     async def start(self) -> str:
         """Binds and listens; health stays NOT_SERVING until `serving(True)`.
@@ -222,15 +244,16 @@ async def _abort_unknown(context: grpc.aio.ServicerContext[Any, Any], method: st
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: ServoxError) -> None:
     metadata: list[tuple[str, str | bytes]] = [(ERROR_KEY, type(error).__name__)]
+    if isinstance(error, Overloaded | OverQuota):
+        metadata.append((DETAILS_KEY, _retry_details(error)))
     if isinstance(error, Overloaded):
-        metadata.append(("grpc-status-details-bin", _retry_details(error)))
         metadata.append((PUSHBACK_KEY, str(int(error.retry_after_s * 1000))))
     elif not error.retryable:
         metadata.append((PUSHBACK_KEY, "-1"))  # a full disk shares its code with a full queue, and stays full
     await context.abort(error.grpc_code, str(error), tuple(metadata))
 
 
-def _retry_details(error: Overloaded) -> bytes:
+def _retry_details(error: Overloaded | OverQuota) -> bytes:
     delay = duration_pb2.Duration()
     delay.FromMilliseconds(int(error.retry_after_s * 1000))
     detail = any_pb2.Any()
@@ -239,13 +262,23 @@ def _retry_details(error: Overloaded) -> bytes:
     return bytes(status.SerializeToString())
 
 
-def channel(address: str, *, max_message_bytes: int = 64 << 20, tls: Tls | None = None) -> grpc.aio.Channel:
+def channel(
+    address: str,
+    *,
+    max_message_bytes: int = 64 << 20,
+    tls: Tls | None = None,
+    key: str | Callable[[], str] | None = None,
+) -> grpc.aio.Channel:
     """A channel that balances over all addresses of a name and retries what a retry can help.
 
     Args:
         address: `host:port`, `dns:///name:port` (all its replicas) or `unix:/path`.
         max_message_bytes: largest message in either direction.
         tls: whom to trust and who we are; None for plain text.
+        key: API key or token that every call shows, or what tells the present one; None for none.
+
+    Raises:
+        BadSetting: a key that cannot be one.
     """
     retry = {
         "maxAttempts": 5,
@@ -266,8 +299,27 @@ def channel(address: str, *, max_message_bytes: int = 64 << 20, tls: Tls | None 
         ("grpc.keepalive_time_ms", 60_000),
     ]
     if tls:
-        return traced(grpc.aio.secure_channel(address, tls.client(), options=options))
-    return traced(grpc.aio.insecure_channel(address, options=options))
+        return _keyed(traced(grpc.aio.secure_channel(address, tls.client(), options=options)), key)
+    return _keyed(traced(grpc.aio.insecure_channel(address, options=options)), key)
+
+
+def _keyed(opened: grpc.aio.Channel, key: str | Callable[[], str] | None) -> grpc.aio.Channel:
+    """The channel, whose calls from here on show the key."""
+    if key is not None:
+        shown = own(key) if isinstance(key, str) else key
+        for kind in ("unary_unary", "unary_stream", "stream_unary", "stream_stream"):
+            setattr(opened, kind, partial(_showing, getattr(opened, kind), shown))
+    return opened
+
+
+def _showing(make: Callable[..., Any], key: str | Callable[[], str], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+    inner = make(*arguments, **options)
+
+    def call(request: Any = None, *, metadata: Any = None, **more: Any) -> Any:  # noqa: ANN401
+        present = key if isinstance(key, str) else key()
+        return inner(request, metadata=(*(metadata or ()), ("authorization", f"Bearer {present}")), **more)
+
+    return call
 
 
 @contextmanager
@@ -284,4 +336,16 @@ def translated(peer: str) -> Iterator[None]:
         raised = from_grpc(error.code(), message if kind else f"{peer}: {message}", kind)
         if isinstance(raised, Overloaded) and PUSHBACK_KEY in trailing:
             raised.retry_after_s = int(trailing[PUSHBACK_KEY]) / 1000
+        if isinstance(raised, OverQuota):
+            raised.retry_after_s = _told_s(error) or raised.retry_after_s
         raise raised from error
+
+
+def _told_s(error: grpc.aio.AioRpcError) -> float | None:
+    """When to come again, by the details of a status."""
+    details = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
+    told = error_details_pb2.RetryInfo()
+    if not isinstance(details, bytes):
+        return None
+    status = status_pb2.Status.FromString(details)
+    return told.retry_delay.ToMilliseconds() / 1000 if any(each.Unpack(told) for each in status.details) else None

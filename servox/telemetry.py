@@ -9,10 +9,11 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from servox.errors import Unavailable
 from servox.tracing import trace_ids
@@ -76,3 +77,31 @@ class Metrics:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+
+class DoorMetrics:
+    """Who was let in, the same for every service."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._callers = Counter(
+            "servox_callers",
+            "Calls that had to say who makes them, by what they showed (none, key, token, certificate) and what came "
+            "of it: admitted, or the class of the error.",
+            ["shown", "outcome"],
+            registry=metrics.registry,
+        )
+        self._stale = Gauge(
+            "servox_credentials_stale",
+            "1 while the last good content of a source (keys, jwks) counts because it cannot be read now.",
+            ["source"],
+            registry=metrics.registry,
+        )
+
+    def counted(self, shown: str, outcome: str) -> None:
+        """One call."""
+        self._callers.labels(shown, outcome).inc()
+
+    def stale(self, source: str) -> Callable[[bool], None]:
+        """An alarm for one source."""
+        shown = self._stale.labels(source)
+        return lambda stale: shown.set(float(stale))

@@ -53,7 +53,9 @@ class EmbedderServer:
         self._opened = opened
         self._metrics = metrics
         self._counters = EmbedderMetrics(metrics)
-        self._server = settings.server("servox.v1.Embedder", "inference.GRPCInferenceService")
+        self._server = settings.server(
+            "servox.v1.Embedder", "inference.GRPCInferenceService", door=settings.door(metrics)
+        )
         self._decoder: Decoder | None = None
         self._engine: Engine | None = None
         self._health: Health | None = None

@@ -10,7 +10,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from servox.errors import BadInput, Unavailable
+from servox.errors import BadInput, ServoxError, Unavailable
 from servox.v1.embedder_pb2 import EmbedStreamRequest, EmbedStreamResponse
 
 Answering = Callable[[EmbedStreamRequest, asyncio.Event], Awaitable[EmbedStreamResponse]]
@@ -40,6 +40,7 @@ class Stream:
         Raises:
             BadInput: an id is empty, or that of an unanswered item.
             Unavailable: the server drains.
+            ServoxError: what `requests` raised.
         """
         self._reader = asyncio.create_task(self._read(requests))
         try:
@@ -70,7 +71,7 @@ class Stream:
             if not self._draining:
                 raise
             self._end = Unavailable("this embedder is stopping; send what is unanswered to another replica")
-        except BadInput as error:
+        except ServoxError as error:  # an item that makes no sense, or a caller who may not go on
             self._end = error
         finally:
             self._reading = False

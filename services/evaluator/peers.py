@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncIterator
 
-from servox.rpc import Tls, channel, translated
+from servox.keys import own_key
+from servox.rpc import channel, client_tls, translated
 from servox.v1 import embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
 
 from .settings import Settings
@@ -12,10 +13,10 @@ class Peers:
     """Channels to both services, opened on first use by gRPC and closed by `close`."""
 
     def __init__(self, settings: Settings) -> None:
-        tls = Tls(ca=settings.peer_ca) if settings.peer_ca else None
-        limit = settings.max_message_bytes
-        self._embedder_channel = channel(settings.embedder, max_message_bytes=limit, tls=tls)
-        self._prober_channel = channel(settings.prober, max_message_bytes=limit, tls=tls)
+        tls = client_tls(settings.peer_ca, settings.peer_certificate, settings.peer_private_key)
+        limit, key = settings.max_message_bytes, own_key(settings.peer_api_key) if settings.peer_api_key else None
+        self._embedder_channel = channel(settings.embedder, max_message_bytes=limit, tls=tls, key=key)
+        self._prober_channel = channel(settings.prober, max_message_bytes=limit, tls=tls, key=key)
         self._names = (f"embedder at {settings.embedder}", f"prober at {settings.prober}")
         self.embedder = embedder_pb2_grpc.EmbedderStub(self._embedder_channel)  # type: ignore[no-untyped-call]
         self._prober = prober_pb2_grpc.ProberStub(self._prober_channel)  # type: ignore[no-untyped-call]

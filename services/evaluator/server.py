@@ -29,7 +29,7 @@ class EvaluatorServer:
         self._counters = EvaluatorMetrics(metrics)
         self._database = Database(settings.database)
         self._runs = Runs(self._database, self._execute, self._counters)
-        self._server = settings.server("servox.v1.Evaluator")
+        self._server = settings.server("servox.v1.Evaluator", door=settings.door(metrics))
 
     async def start(self) -> str:
         """Listens and serves; runs that a dead evaluator left running are marked failed.

@@ -20,6 +20,9 @@ class Settings(ServiceSettings):
     peer_ca: Path | None = Field(
         None, description="PEM bundle to trust the embedder and the prober by; plain text if unset"
     )
+    peer_certificate: Path | None = Field(None, description="PEM certificate shown to them (mTLS)")
+    peer_private_key: Path | None = Field(None, description="PEM private key of that certificate")
+    peer_api_key: Path | None = Field(None, description="file with the API key shown to both")
     store: str = Field(
         default_factory=lambda: str(home() / "store"),
         description="fsspec URL of the embeddings, shared with the prober",

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from servox.errors import BundleError, DeadlineExpired, ServoxError, ShortAudio, SilentAudio, Unavailable
+from servox.keys import own_key
 from servox.resending import Outcome, embed_all
-from servox.rpc import Tls, channel, translated
+from servox.rpc import channel, client_tls, translated
 from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc
 from servox.wire import array_from_proto
 
@@ -50,8 +51,9 @@ class Embedder:
     """
 
     def __init__(self, settings: Settings) -> None:
-        tls = Tls(ca=settings.embedder_ca) if settings.embedder_ca else None
-        self._channel = channel(settings.embedder, max_message_bytes=settings.max_message_bytes, tls=tls)
+        tls = client_tls(settings.embedder_ca, settings.embedder_certificate, settings.embedder_private_key)
+        key = own_key(settings.embedder_api_key) if settings.embedder_api_key else None
+        self._channel = channel(settings.embedder, max_message_bytes=settings.max_message_bytes, tls=tls, key=key)
         self._stub: Any = embedder_pb2_grpc.EmbedderStub(self._channel)  # type: ignore[no-untyped-call]
         self._peer = f"embedder at {settings.embedder}"
         self._timeout_s = settings.embed_timeout_s

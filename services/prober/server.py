@@ -31,7 +31,7 @@ class ProberServer:
         self._metrics = metrics
         self._counters = ProberMetrics(metrics)
         self._dataplane: Dataplane | None = None
-        self._server = settings.server("servox.v1.Prober")
+        self._server = settings.server("servox.v1.Prober", door=settings.door(metrics))
         self._listener: Listener | None = None
         self.http = ""  # address, once it serves
 
@@ -56,7 +56,13 @@ class ProberServer:
     async def _listen(self, dataplane: Dataplane) -> None:
         if not self._settings.http_port and not self._settings.http_socket:
             return
-        face = app(dataplane, self._settings, self._counters, ready=lambda: self._server.ready)
+        face = app(
+            dataplane,
+            self._settings,
+            self._counters,
+            door=self._server.door,
+            ready=lambda: self._server.ready,
+        )
         self._listener = Listener(face, face.traffic, self._settings)
         self.http = await self._listener.start()
         log.info("serving HTTP", extra={"address": self.http})

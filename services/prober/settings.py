@@ -45,4 +45,15 @@ class Settings(ServiceSettings):
     vad: Path | None = Field(None, description="Silero's silero_vad.onnx, to tell speech; unset: the level alone")
     max_windows: int = Field(5000, ge=1, description="windows that one Recognize call may ask for")
     windows_in_flight: int = Field(16, ge=1, description="windows of one call that are with the embedder at a time")
+
+    # ---- who may call, and for what ------------------------------------------------------------------------------
+    embedder_certificate: Path | None = Field(None, description="PEM certificate shown to the embedder (mTLS)")
+    embedder_private_key: Path | None = Field(None, description="PEM private key of that certificate")
+    embedder_api_key: Path | None = Field(None, description="file with the API key shown to the embedder")
+    policy: Path | None = Field(None, description="TOML file of the purposes that answers may be used for")
     gate: Path | None = Field(None, description="TOML file of the rules that a promotion must pass; see gate.toml")
+
+    def interfaces(self) -> dict[str, str]:
+        """See `ServiceSettings`; HTTP as well."""
+        http = {} if self.http_socket or not self.http_port else {"http_host": self.http_host}
+        return {**super().interfaces(), **http}

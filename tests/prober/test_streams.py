@@ -489,7 +489,10 @@ def test_only_clocks_that_never_jump_are_read() -> None:
         "windows",
     )
     modules = [*(PROBER / f"{name}.py" for name in names), *(PROBER.parents[1] / "servox").glob("*.py")]
+    calendars = {"doors.py", "keys.py", "quotas.py", "tokens.py"}  # what expires, and days of UTC
     for module in modules:
+        if module.name in calendars:
+            continue
         assert not re.search(r"\btime\.time\b|datetime\.now\(\)|utcnow", module.read_text()), module.name
 
 

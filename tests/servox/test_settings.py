@@ -8,6 +8,7 @@ from pydantic_settings import SettingsConfigDict
 
 from servox.errors import BadSetting
 from servox.settings import ServiceSettings, home
+from servox.telemetry import Metrics
 
 
 class Settings(ServiceSettings):
@@ -87,7 +88,7 @@ def test_an_unknown_key_of_a_file_is_named(tmp_path: Path) -> None:
 
 def test_the_address_is_a_socket_where_one_is_given(tmp_path: Path) -> None:
     assert Settings.load().address == "127.0.0.1:50099"
-    assert Settings.load({"grpc_host": "0.0.0.0", "grpc_port": "7"}).address == "0.0.0.0:7"
+    assert Settings.load({"grpc_host": "127.0.0.2", "grpc_port": "7"}).address == "127.0.0.2:7"
     assert Settings.load({"grpc_socket": tmp_path / "s"}).address == f"unix:{tmp_path / 's'}"
 
 
@@ -106,3 +107,50 @@ def test_home_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("SERVOX_HOME")
     monkeypatch.chdir(tmp_path)
     assert home() == tmp_path / ".servox"
+
+
+# ---- who may call --------------------------------------------------------------------------------------------------
+
+PEMS = {"tls_certificate": "c", "tls_key": "k"}
+TOKENS = {"jwt_jwks": "https://issuer/jwks", "jwt_issuer": "https://issuer", "jwt_audience": "servox"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org", "", "::ffff:192.0.2.7"])
+def test_an_interface_that_others_reach_needs_callers_who_are_known(host: str) -> None:
+    with pytest.raises(BadSetting, match="servox keys create") as refused:
+        Settings.load({"grpc_host": host})
+    assert f"grpc_host = {host}" in str(refused.value)
+    for how in ({"keys": "keys.json"}, TOKENS, {**PEMS, "tls_client_ca": "ca"}):
+        assert Settings.load({"grpc_host": host, **how}).grpc_host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
+def test_on_loopback_and_sockets_nobody_has_to_say_who_they_are(host: str, tmp_path: Path) -> None:
+    assert not Settings.load({"grpc_host": host}).door(Metrics()).closed
+    assert Settings.load({"grpc_host": "0.0.0.0", "grpc_socket": tmp_path / "s"}).grpc_socket
+
+
+def test_certificates_of_the_server_alone_say_nothing_of_callers() -> None:
+    with pytest.raises(BadSetting, match="tls_client_ca"):
+        Settings.load({"grpc_host": "0.0.0.0", **PEMS})
+    with pytest.raises(BadSetting, match="keys"):
+        Settings.load({"grpc_host": "0.0.0.0", **PEMS, "tls_client_ca": "ca", "tls_client_scopes": ""})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tls_client_scopes": "recognise"}, "'recognise' is no scope"),
+        ({"jwt_jwks": "f", "jwt_issuer": "i"}, "needs jwt_issuer and jwt_audience"),
+        ({**TOKENS, "jwt_algorithms": "RS256,HS256"}, "'HS256' cannot be used"),
+        ({**TOKENS, "jwt_algorithms": "none"}, "'none' cannot be used"),
+    ],
+)
+def test_a_door_that_makes_no_sense_is_not_built(given: dict[str, str], says: str) -> None:
+    with pytest.raises(BadSetting, match=says):
+        Settings.load(given)
+
+
+def test_a_file_of_keys_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"none\.json"):
+        Settings.load({"keys": tmp_path / "none.json"}).door(Metrics())

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from services.prober.dataplane import Dataplane
 from services.prober.metrics import ProberMetrics
 from services.prober.settings import Settings
+from servox.doors import OPEN_DOOR, Door
 
 from .description import document
 from .edge import Edge
@@ -25,7 +26,12 @@ from .traffic import Traffic
 
 
 def app(
-    dataplane: Dataplane, settings: Settings, metrics: ProberMetrics, *, ready: Callable[[], bool] = lambda: True
+    dataplane: Dataplane,
+    settings: Settings,
+    metrics: ProberMetrics,
+    *,
+    door: Door = OPEN_DOOR,
+    ready: Callable[[], bool] = lambda: True,
 ) -> Edge:
     """The ASGI app.
 
@@ -33,6 +39,7 @@ def app(
         dataplane: does the work.
         settings: limits.
         metrics: counts, and shows what /metrics answers.
+        door: who is let in.
         ready: what /readyz says.
     """
     routes = _routes(dataplane, settings, metrics, ready)
@@ -44,6 +51,7 @@ def app(
         templates={route.endpoint: route.path for route in routes if isinstance(route, Route | WebSocketRoute)},
         counters=metrics,
         traffic=traffic,
+        door=door,
         timeout_s=settings.http_timeout_s,
         origins=origins_of(settings),
     )

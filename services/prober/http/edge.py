@@ -1,4 +1,4 @@
-"""What every request passes: its id, its trace, its deadline, admission, errors as problems, one line of log, counts.
+"""What every request passes: its id, trace, deadline, the door, admission, errors as problems, a line of log, counts.
 
 - The app is this class around a router. Handlers raise; nothing else turns an error into an answer.
 - Labels and spans name the template of a route, never a path. Logs name the id of a request and hold nothing of its
@@ -23,10 +23,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.prober.metrics import ProberMetrics
 from services.prober.patience import waiting
+from servox.doors import Door
 from servox.errors import DeadlineExpired, ServoxError
 from servox.tracing import http_span
+from servox.visits import Visit
 
 from .encoding import dumps
+from .entrance import Entrance, receiving
 from .media import LINES
 from .problems import GONE, Gone, Problem, Refusal, problem_of
 from .traffic import Traffic
@@ -51,6 +54,7 @@ class Edge:
         templates: of the routes, by their endpoint.
         counters: requests and their times.
         traffic: admission.
+        door: who is let in.
         timeout_s: longest time for one request.
         origins: of pages that may call; `*` for all.
     """
@@ -62,18 +66,20 @@ class Edge:
         templates: Mapping[object, str],
         counters: ProberMetrics,
         traffic: Traffic,
+        door: Door,
         timeout_s: float,
         origins: Sequence[str] = (),
     ) -> None:
         self._router, self._templates, self._counters = router, templates, counters
         self.traffic, self._timeout_s = traffic, timeout_s
+        self._entrance = Entrance(door)
         self._inner: ASGIApp = self._exchanged
         if origins:
             self._inner = CORSMiddleware(
                 self._exchanged,
                 allow_origins=origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=[TIMEOUT_HEADER, ID_HEADER, "traceparent", "content-type"],
+                allow_headers=[TIMEOUT_HEADER, ID_HEADER, "traceparent", "content-type", "authorization"],
                 expose_headers=[ID_HEADER, "retry-after", "x-embedding-shape"],
             )
 
@@ -99,8 +105,10 @@ class Edge:
     async def _answered(self, scope: Scope, receive: Receive, exchange: "Exchange", headers: Headers) -> None:
         try:
             async with _deadline(scope, headers, self._timeout_s):
-                with self._admission(scope):
-                    await self._router(scope, receive, exchange.send)
+                visit = await self._entrance.visit(scope, headers)
+                exchange.visit = visit
+                with self._admission(scope, visit):
+                    await self._router(scope, receiving(visit, receive, scope["type"]), exchange.send)
         except (ServoxError, HTTPException) as error:
             await exchange.fail(problem_of(error), receive)
         except Gone:
@@ -110,9 +118,9 @@ class Edge:
             await exchange.fail(problem_of(error), receive)
 
     @contextmanager
-    def _admission(self, scope: Scope) -> Iterator[None]:
+    def _admission(self, scope: Scope, visit: Visit) -> Iterator[None]:
         if scope["type"] == "websocket":
-            with self.traffic.admitted("stream"):
+            with self.traffic.admitted("stream"), visit.stream():
                 yield
         elif scope["method"] == "POST" and scope["path"] in ADMITTED:
             with self.traffic.admitted("request"):
@@ -127,6 +135,8 @@ class Edge:
             self._counters.http_seconds.labels(template).observe(took_s)
         if not probe:
             line = {"route": template, "method": method, "status": exchange.status, "ms": round(took_s * 1000, 1)}
+            if name := exchange.visit.caller.name:
+                line["caller"] = name
             log.info("request", extra={**line, "request_id": exchange.request_id})
 
 
@@ -196,6 +206,7 @@ class Exchange:
     def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
         self._scope, self._send = scope, send
         self.request_id = request_id
+        self.visit = Visit()  # anybody's, until somebody is known
         self.status = GONE
         self._media = ""
         self._begun = self._ended = False
@@ -218,6 +229,7 @@ class Exchange:
         elif kind == "websocket.close":
             self.status = message.get("code", 1000)
         elif kind.endswith(".body"):
+            self.visit.check()  # a long answer ends with the visit
             self._ended = not message.get("more_body", False)
         await self._send(message)
 

@@ -44,9 +44,10 @@ class Hosted:
 
     def _opened(self) -> Edge:
         if self._app is None:
-            counters = ProberMetrics(Metrics())
+            metrics = Metrics()
+            counters = ProberMetrics(metrics)
             self._dataplane = Dataplane(self._settings, counters)
-            self._app = app(self._dataplane, self._settings, counters)
+            self._app = app(self._dataplane, self._settings, counters, door=self._settings.door(metrics))
         return self._app
 
     async def close(self) -> None:

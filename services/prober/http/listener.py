@@ -21,9 +21,11 @@ from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from uvicorn.server import ServerState
 
 from services.prober.settings import Settings
-from servox.errors import BadSetting, Unavailable
+from servox.certificates import Certificates, subject_of
+from servox.errors import Unavailable
 
 from .encoding import dumps
+from .entrance import CERTIFICATE
 from .problems import MEDIA_TYPE, Problem
 from .traffic import Traffic
 
@@ -69,6 +71,7 @@ class _Stall:
 class _Http(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state[CERTIFICATE] = subject_of(transport.get_extra_info("ssl_object"))
         self.access_log = False  # it would show paths and queries
         idle_s = self.server_state.idle_s  # type: ignore[attr-defined]
         self._sending, self._reading = _Stall(self, idle_s), _Stall(self, idle_s)
@@ -237,13 +240,6 @@ def _bound(path: Path) -> socket.socket:
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.tls_certificate is None:
+    if settings.tls_certificate is None or settings.tls_key is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.tls_client_ca)
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise BadSetting(f"TLS certificate {settings.tls_certificate}: {error}; give a readable PEM file") from None
-    if settings.tls_client_ca:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca).ssl()

@@ -14,12 +14,13 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from servox.errors import Overloaded, ServoxError
+from servox.errors import Overloaded, OverQuota, ServoxError, Unauthenticated
 
 from .encoding import dumps
 
 MEDIA_TYPE = "application/problem+json"
 GONE = 499  # in metrics and logs: the caller left before its answer
+CHALLENGE = 'Bearer realm="servox"'
 RETRY_AFTER_S = 1.0  # where the error itself knows no better
 _NAMED = re.compile(r"(?P<field>[a-z][a-z0-9_]*)(?: = (?P<value>'[^']*'|[^\s:]+))?: ")
 
@@ -63,6 +64,7 @@ class Problem:
         name: of the parameter or header that is meant, where one is.
         value: of it, as it came.
         retry_after_s: when another try has a chance; None where none has.
+        retryable: whether that is soon.
         headers: of the answer.
     """
 
@@ -72,6 +74,7 @@ class Problem:
     name: str | None = None
     value: str | None = None
     retry_after_s: float | None = None
+    retryable: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def members(self, request_id: str) -> dict[str, object]:
@@ -83,7 +86,7 @@ class Problem:
             "status": self.status,
             "detail": self.detail,
             "kind": self.kind,
-            "retryable": self.retry_after_s is not None,
+            "retryable": self.retryable,
             "request_id": request_id,
         }
         if self.name is not None:
@@ -107,14 +110,16 @@ def problem_of(error: Exception) -> Problem:
     """Any error as a problem; one that is not ours tells nothing of itself."""
     if isinstance(error, ServoxError):
         named = _NAMED.match(str(error))
-        after_s = error.retry_after_s if isinstance(error, Overloaded) else RETRY_AFTER_S
+        after_s = error.retry_after_s if isinstance(error, Overloaded | OverQuota) else RETRY_AFTER_S
         return Problem(
             status=int(error.http_status),
             kind=type(error).__name__,
             detail=str(error),
             name=named["field"] if named else None,
             value=named["value"].strip("'") if named and named["value"] else None,
-            retry_after_s=after_s if error.retryable else None,
+            retry_after_s=after_s if error.retryable or isinstance(error, OverQuota) else None,
+            retryable=error.retryable,
+            headers={"WWW-Authenticate": CHALLENGE} if isinstance(error, Unauthenticated) else {},
         )
     if isinstance(error, HTTPException):
         kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "").replace("-", "")

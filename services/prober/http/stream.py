@@ -29,6 +29,7 @@ from servox.errors import BadInput, ServoxError
 from servox.v1 import common_pb2
 
 from .encoding import dumps, to_json
+from .entrance import spoken
 from .problems import Gone, Problem, Refusal, problem_of
 from .stream_config import Config, config_of, object_of
 
@@ -61,7 +62,7 @@ class Streams:
             Gone: the caller left.
         """
         check_origin(websocket.headers, self._origins)
-        await websocket.accept()
+        await websocket.accept(spoken(websocket.scope.get("subprotocols", ())))
         talk = Talk(websocket)
         try:
             received = self._dataplane.patient(talk.received())
@@ -180,7 +181,7 @@ class Talk:
     async def fail(self, problem: Problem) -> None:
         """Says what was wrong, and closes."""
         code = SERVERS_FAULT if problem.status >= 500 else CALLERS_FAULT
-        if problem.retry_after_s is not None:
+        if problem.retryable:
             code = LATER
         elif problem.status == HTTPStatus.GATEWAY_TIMEOUT:
             code = CALLERS_FAULT  # nothing came
