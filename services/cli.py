@@ -94,6 +94,8 @@ def build(arguments: list[str]) -> typer.Typer:
     if heads is not None:
         _mount(heads, _HEADS, second)
     app.add_typer(heads or typer.Typer(), name="heads", help="List, evaluate, promote, roll out, export, import heads.")
+    keys = _load("services.keys_command:keys_app", "") if first == "keys" else None
+    app.add_typer(keys or typer.Typer(), name="keys", help="Make, list, revoke and rotate API keys.")
     app.add_typer(_serving(second) if first == "serve" else typer.Typer(), name="serve", help="Run a service.")
     return app
 
