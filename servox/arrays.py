@@ -13,8 +13,10 @@ import hashlib
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import fsspec
@@ -26,6 +28,8 @@ import pyarrow.parquet as pq
 from servox.errors import BadInput, NotFound, StorageFull
 
 log = logging.getLogger(__name__)
+
+READERS = 4  # parts of a store that are read at once: unpacking takes a core, an object store takes its time
 
 Floats = npt.NDArray[np.floating[Any]]
 _TYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -64,12 +68,14 @@ class EmbeddingStore:
         Raises:
             NotFound: a key is not stored; the message counts them and names the first.
         """
-        wanted, found = set(keys), dict[str, Floats]()
-        for part in self._parts(bundle, pooling):
-            if len(found) == len(wanted):
-                break
-            if wanted.intersection(self._part_keys(part)):
-                found |= self._read_part(part, wanted)
+        wanted, found = frozenset(keys), dict[str, Floats]()
+
+        def load(part: str) -> dict[str, Floats]:
+            return {} if len(found) == len(wanted) else self._read_part(part, wanted)
+
+        with ThreadPoolExecutor(READERS, "servox-store") as readers:
+            for arrays in readers.map(load, self._parts(bundle, pooling)):
+                found |= arrays
         missing = [key for key in keys if key not in found]
         if missing:
             raise NotFound(
@@ -88,33 +94,46 @@ class EmbeddingStore:
 
     def _part_keys(self, part: str) -> list[str]:
         if part not in self._keys_of_part:
-            table = self._load(part, ["key"])
-            self._keys_of_part[part] = table["key"].to_pylist() if table is not None else []
+            keys: list[str] = []
+            with _spared(part), self._fs.open(part, "rb") as raw:
+                keys = _keys(pq.ParquetFile(raw))
+            self._keys_of_part[part] = keys  # only now: other threads take them for all there are
         return self._keys_of_part[part]
 
-    def _read_part(self, part: str, wanted: set[str]) -> dict[str, Floats]:
-        table = self._load(part, ["key", "shape", "values"])
-        if table is None:
+    def _read_part(self, part: str, wanted: frozenset[str]) -> dict[str, Floats]:
+        if part in self._keys_of_part and wanted.isdisjoint(self._keys_of_part[part]):
             return {}
-        values = table["values"].combine_chunks()
-        flat, offsets = values.values.to_numpy(zero_copy_only=False), values.offsets.to_numpy()
-        shapes, found = table["shape"].to_pylist(), dict[str, Floats]()
-        for row, key in enumerate(self._part_keys(part)):
-            if key in wanted:
-                found[key] = flat[offsets[row] : offsets[row + 1]].reshape(shapes[row])
+        found = dict[str, Floats]()
+        with _spared(part), self._fs.open(part, "rb") as raw:
+            file = pq.ParquetFile(raw, pre_buffer=True)
+            keys = self._keys_of_part[part] = _keys(file)
+            if not wanted.isdisjoint(keys):
+                found = _arrays(file, keys, wanted)
         return found
 
-    def _load(self, part: str, columns: list[str]) -> Any:  # noqa: ANN401 -- pyarrow has no types
-        try:
-            with self._fs.open(part, "rb") as file:
-                return pq.read_table(file, columns=columns)
-        except (pa.ArrowInvalid, OSError) as error:
-            # What a part held can be computed again; a run must not die of one bad file.
-            log.warning(
-                "embedding part cannot be read, its clips count as missing",
-                extra={"part": part, "why": str(error)},
-            )
-            return None
+
+def _keys(file: Any) -> list[str]:  # noqa: ANN401 -- pyarrow has no types
+    return cast("list[str]", file.read(["key"])["key"].to_pylist())
+
+
+def _arrays(file: Any, keys: Sequence[str], wanted: frozenset[str]) -> dict[str, Floats]:  # noqa: ANN401
+    table = file.read(["shape", "values"])
+    values = table["values"].combine_chunks()
+    flat, offsets = values.values.to_numpy(zero_copy_only=False), values.offsets.to_numpy()
+    rows = zip(keys, table["shape"].to_pylist(), pairwise(offsets), strict=True)
+    return {key: flat[start:end].reshape(shape) for key, shape, (start, end) in rows if key in wanted}
+
+
+@contextmanager
+def _spared(part: str) -> Iterator[None]:
+    """Ends a block at a part that cannot be read: what it held can be computed again; a run must not die of it."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        log.warning(
+            "embedding part cannot be read, its clips count as missing",
+            extra={"part": part, "why": str(error)},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

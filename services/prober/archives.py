@@ -16,8 +16,9 @@ from typing import Any
 
 from servox.errors import BadInput
 
+from .entries import CARD, WEIGHTS
 from .heads import Head, decode
-from .registry import CARD, NAME, WEIGHTS
+from .registry import NAME
 
 ENDING = ".bentomodel"
 MANIFEST, MODEL = "manifest.json", "model.yaml"

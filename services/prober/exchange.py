@@ -18,7 +18,8 @@ from servox.arrays import storing
 from servox.errors import BadSetting, NotFound, Refused
 
 from .archives import ENDING, MODEL, pack, unpack
-from .registry import CARD, WEIGHTS, Entry, Registry
+from .entries import CARD, WEIGHTS
+from .registry import Entry, Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,11 +4,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import calibration
+from .fits import Fit, Fitted
 from .frames import FrameFile
 from .heads import Floats, Head, Weights
 from .inputs import Frames, Inputs
@@ -19,9 +19,6 @@ from .progress import Meter, Stopped
 from .specs import recipe_of
 from .subspace import Axes, axes_of
 from .vectors import Vectors
-
-if TYPE_CHECKING:
-    from .training import Fit, Fitted  # imports torch, which only a training needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,7 +35,7 @@ class Space:
     statistics: Weights
     axes: Axes | None
 
-    def whole(self, fitted: "Fitted") -> Weights:
+    def whole(self, fitted: Fitted) -> Weights:
         """Weights over embeddings of what was learned in here: axes and mix are products that the first layer takes."""
         into = fitted.weights["hidden.weight"]
         if self.axes is not None:
@@ -118,10 +115,8 @@ class Fitting:
         rows = vectors if axes is None else vectors @ axes
         return Space(rows=Rows(rows), statistics=statistics, axes=axes)
 
-    def fit(self, fold: int | None, space: Space) -> "Fit":
+    def fit(self, fold: int | None, space: Space) -> Fit:
         """An MLP to be fitted in a space."""
-        from .training import Fit
-
         job, chosen = self.job, self.chosen(fold)
         return Fit(
             inputs=space.rows,
@@ -157,7 +152,7 @@ class Fitting:
         if "mean" in weights:
             job.distances[scored] = distances(standardised(self._pooled()[scored], weights))
 
-    def take(self, fold: int | None, space: Space, fitted: "Fitted") -> None:
+    def take(self, fold: int | None, space: Space, fitted: Fitted) -> None:
         """Takes a fitted MLP."""
         self.accept(fold, space.whole(fitted), epoch=fitted.epoch)
 

@@ -21,12 +21,36 @@ Ints = npt.NDArray[np.int64]
 NOVELTY_QUANTILE = 0.99
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipSet:
+    """What heads learn from, as it was read.
+
+    Attributes:
+        digest: of its rows.
+    """
+
+    clips: Sequence[LabelledClip]
+    digest: str
+
+
+def clip_set_at(url: str) -> ClipSet:
+    """Reads a clip set.
+
+    Raises:
+        NotFound: nothing lies there.
+        BadInput: it is no clip set.
+    """
+    clips = read_clip_set(url)
+    return ClipSet(clips=clips, digest=clip_set_digest(clips))
+
+
 @dataclass(slots=True, kw_only=True)
 class Job:
     """A head that is being trained.
 
     Attributes:
         indices: in the request; more than one where it asks for the same head twice.
+        clip_set: digest of the clips.
         labels: [n], indices of classes.
         group: [n], numbers of speakers.
         grouped_by: what a group is.
@@ -42,6 +66,7 @@ class Job:
     indices: list[int]
     spec: Spec
     version: str
+    clip_set: str
     clips: Sequence[LabelledClip]
     classes: tuple[str, ...]
     labels: Ints
@@ -62,16 +87,16 @@ class Job:
         return float(np.quantile(known, NOVELTY_QUANTILE)) if len(known) else None
 
 
-def job_of(index: int, spec: Spec) -> Job:
+def job_of(index: int, spec: Spec, clip_set: ClipSet) -> Job:
     """A job for the head at `index` of the request.
 
     Raises:
-        NotFound: its clip set is not there.
         BadInput: the clip set does not fit the specification.
     """
-    clips = read_clip_set(spec.clip_set_url)
+    clips = clip_set.clips
     classes = classes_of(spec, clips)
-    labels = np.array([classes.index(clip.label) for clip in clips], dtype=np.int64)
+    number = {label: at for at, label in enumerate(classes)}
+    labels = np.array([number[clip.label] for clip in clips], dtype=np.int64)
     group, grouped_by = calibration.groups([clip.speaker for clip in clips])
     folds = np.empty(0, dtype=np.int64)
     if spec.calibrate:
@@ -80,7 +105,8 @@ def job_of(index: int, spec: Spec) -> Job:
     return Job(
         indices=[index],
         spec=spec,
-        version=version_of(spec, clips, classes),
+        version=version_of(spec, clip_set.digest, classes),
+        clip_set=clip_set.digest,
         clips=clips,
         classes=classes,
         labels=labels,
@@ -139,7 +165,7 @@ def card_of(
         seed=spec.seed,
         settings=dict(spec.settings),
         out_of_fold=scores,
-        clip_set=clip_set_digest(job.clips),
+        clip_set=job.clip_set,
         clips=len(job.clips),
         speakers=len({clip.speaker for clip in job.clips if clip.speaker}),
         servox=__version__,

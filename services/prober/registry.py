@@ -21,7 +21,7 @@ import uuid
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -29,7 +29,8 @@ from servox.arrays import storing
 from servox.errors import BadInput, NotFound, Refused
 
 from .card import Card
-from .heads import Head, decode, encode
+from .entries import CARD, WEIGHTS, write
+from .heads import Head, decode
 from .pointers import leave, point, read, replace, sweep, writing
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 
 HIDDEN = "fold."  # names of an evaluation's own heads begin so
 NAME = re.compile(r"[a-z0-9][-._a-z0-9]*")  # of a head, and of a version: both are folders
-CARD, WEIGHTS = "card.json", "weights.safetensors"
 # What BentoML lets through when an entry's files are not what it wrote.
 _DAMAGE = (BentoMLException, BadInput, yaml.YAMLError, OSError, KeyError, TypeError, ValueError, AttributeError)
 
@@ -95,7 +95,7 @@ class Registry:
         card, staging = head.card, self._staging / uuid.uuid4().hex
         with writing(f"head {card.tag}"):
             try:
-                self._write(head, ModelStore(staging))
+                write(head, staging / card.name / card.version)
                 self._publish(staging / card.name / card.version, self._models / card.name / card.version)
                 point(self._models / card.name / "latest", card.version)
             finally:
@@ -286,13 +286,6 @@ class Registry:
                 self._told.add(why)
                 log.warning("a damaged head is left out of the list", extra={"why": why})
             return None
-
-    def _write(self, head: Head, store: Any) -> None:  # noqa: ANN401 -- BentoML has no types
-        card, (weights, text) = head.card, encode(head)
-        labels = {"kind": card.kind, "bundle": card.bundle[:12]}
-        with bentoml.models.create(Tag(card.name, card.version), labels=labels, _model_store=store) as model:
-            Path(model.path_of(WEIGHTS)).write_bytes(weights)
-            Path(model.path_of(CARD)).write_text(text)
 
     def _publish(self, made: Path, place: Path) -> None:
         if place.exists() and self.find(place.parent.name, place.name) is None:

@@ -17,12 +17,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from servox.arrays import LabelledClip, clip_set_digest
+from servox.arrays import LabelledClip
 from servox.errors import BadInput, BadSetting
 
 from .card import Kind, layers_of
 
-CODE = 2  # of the training: raised when the same settings begin to give other weights
+CODE = 3  # of the training: raised when the same settings begin to give other weights
 VERSION_DIGITS = 16
 STEPS_AN_EPOCH = 3  # at least, of an `mlp`: a small set is learned in small batches, or it would be left half learned
 NAME = re.compile(r"[a-z0-9]([-._a-z0-9]{0,61}[a-z0-9])?")  # what the model store takes as a tag
@@ -220,8 +220,8 @@ def classes_of(spec: Spec, clips: Sequence[LabelledClip]) -> tuple[str, ...]:
     return classes
 
 
-def version_of(spec: Spec, clips: Sequence[LabelledClip], classes: Sequence[str]) -> str:
-    """First 16 hex digits of the digest of all that decides the head's weights and card."""
+def version_of(spec: Spec, clip_set: str, classes: Sequence[str]) -> str:
+    """First 16 hex digits of the digest of all that decides the head's weights and card; `clip_set` is a digest."""
     identity = {
         "code": CODE,
         "kind": spec.kind,
@@ -231,6 +231,6 @@ def version_of(spec: Spec, clips: Sequence[LabelledClip], classes: Sequence[str]
         "seed": spec.seed,
         "calibrate": spec.calibrate,
         "settings": dict(spec.settings),
-        "clip_set": clip_set_digest(clips),
+        "clip_set": clip_set,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:VERSION_DIGITS]

@@ -1,10 +1,9 @@
 """Which fits are trained together as one batched model, and how such a stack is run.
 
-- MLPs on vectors are stacked where they have the same shape. A step of a small head costs more in calls than in sums:
-  16 heads at once take half the time of 16 one after the other. On a CPU more are no faster, since their moments leave
-  the cache; a GPU takes hundreds.
+- MLPs on vectors are stacked where they have the same shape. A step of a small head costs as much in calls as in sums,
+  and 8 heads share the calls. On a CPU more are slower, since what they compute leaves the cache; a GPU takes hundreds.
 - Frames are their own batch, and a logistic regression is one call: a stack of one.
-- Fits of the same clips share their standardised vectors and axes.
+- Fits of the same clips share their standardised vectors and axes, so a stack ends where clips end, if it can.
 """
 
 from collections import defaultdict
@@ -14,11 +13,12 @@ from itertools import pairwise
 
 from servox.errors import ServoxError, StorageFull
 
+from .fits import Fit
 from .fitting import Fitting, Space
 from .jobs import Job
 from .specs import recipe_of
 
-AT_ONCE = 16
+AT_ONCE = 8
 
 Refuse = Callable[[Job, ServoxError], None]
 
@@ -70,8 +70,12 @@ def stacked(parts: Iterable[Part], *, threads: int, at_once: int = AT_ONCE) -> l
 def _dealt(group: list[Part], threads: int, at_once: int) -> list[list[Part]]:
     rounds = -(-len(group) // (threads * at_once))
     count = min(len(group), rounds * threads)
-    edges = [round(len(group) * number / count) for number in range(count + 1)]
-    return [group[start:end] for start, end in pairwise(edges)]
+    even = [round(len(group) * number / count) for number in range(count + 1)]
+    ends = [at for at, (one, other) in enumerate(pairwise(group), 1) if one.source != other.source]
+    ends = [0, *ends, len(group)]
+    near = sorted({min(ends, key=lambda end: abs(end - edge)) for edge in even})
+    fits = len(near) == len(even) and max(end - start for start, end in pairwise(near)) <= at_once
+    return [group[start:end] for start, end in pairwise(near if fits else even)]
 
 
 def run(parts: Sequence[Part], *, refuse: Refuse, device: str = "cpu") -> None:
@@ -105,7 +109,7 @@ def _space(part: Part, spaces: dict[tuple[object, ...], Space]) -> Space:
 
 
 def _fit(ready: Sequence[tuple[Part, Space]], device: str) -> None:
-    from .training import Fit, fit_mlps
+    from .training import fit_mlps  # imports torch, which only a training needs
 
     shapes: dict[tuple[int, ...], list[tuple[Part, Space, Fit]]] = defaultdict(list)
     for part, space in ready:

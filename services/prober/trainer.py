@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from servox.errors import BadInput, ServoxError, Unavailable
 
 from .fitting import Fitting
 from .heads import Head
-from .jobs import Job, card_of, cost_of, held_out, job_of, judge
+from .jobs import Job, card_of, clip_set_at, cost_of, held_out, job_of, judge
 from .metrics import ProberMetrics
 from .progress import Event, Failed, Meter, Progress, Stopped, Trained
 from .registry import Registry
@@ -95,12 +96,13 @@ class _Training:
         """Answers what is in the registry already and what cannot be trained; the rest become jobs."""
         self._total = len(orders)
         jobs: dict[tuple[str, str], Job] = {}
+        read = cache(clip_set_at)  # many heads learn from few sets
         for index, order in enumerate(orders):
             if isinstance(order, BadInput):
                 self._fail([index], "unknown", order)
                 continue
             try:
-                job = job_of(index, order)
+                job = job_of(index, order, read(order.clip_set_url))
             except ServoxError as error:
                 self._fail([index], order.kind, error)
                 continue

@@ -3,11 +3,8 @@
 - Heads of one shape are one batched model: their weights are slices of one tensor, a step of all of them is one batched
   product a layer. What differs from head to head (clips, seed, learning rate, decay, loss, dropout, number of steps) is
   a slice's own. A head whose steps are done leaves the stack.
-- The recipe is SER Evals' (arXiv 2408.07851): label smoothing, AdamW, OneCycle stepped per batch with torch's own
-  momentum cycle, gradient norm clipped, dropout behind the GELU, the last incomplete batch dropped. A set smaller than
-  one batch is one batch, or a few where the recipe wants more steps an epoch.
-- All randomness of a head comes from one generator of its own: first weights, order of the clips, dropout. So a head
-  does not depend on what is trained beside it.
+- The gradient of this one small network is written out: autograd's graph, its zeros and its sums took half of the time.
+- A head is the same to the last bit in any stack: each product and sum goes over one head's rows alone.
 """
 
 import math
@@ -16,113 +13,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from servox.errors import BadSetting
-from servox.priors import softmax
 
-from .heads import Floats, Weights
-from .inputs import Inputs
-from .losses import loss_of
-from .specs import Recipe
+from .fits import MIX, MIX_SPEED, Fit, Fitted, Learner, Pace
+from .heads import LAYER_NORM_EPSILON, Floats
 
-Ints = npt.NDArray[np.int64]
 Tick = Callable[[int], None]
 Device = str
 
 SECOND_MOMENT = 0.999  # torch's default
-MIX_SPEED = 30.0  # how much faster than a weight the mix of layers moves: it has a few numbers and as few steps
+WHOLE = 64  # weights of a row come in multiples of it: 4 of the widest vectors of any CPU
 _NAMES = ("hidden.weight", "hidden.bias", "norm.weight", "norm.bias", "output.weight", "output.bias")
-_MIX = "mix"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Fit:
-    """An MLP to be fitted.
-
-    Attributes:
-        inputs: vectors or frames of n clips.
-        labels: [n], 0 to classes - 1.
-        classes: outputs K.
-        recipe: how.
-        seed: of everything random.
-        held_back: [m], clips that decide when to stop and are not learned from; empty for a fixed number of epochs.
-    """
-
-    inputs: Inputs
-    labels: Ints
-    classes: int
-    recipe: Recipe
-    seed: int
-    held_back: Ints
-
-    @property
-    def learned(self) -> int:
-        """How many clips are learned from."""
-        return len(self.labels) - len(self.held_back)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What heads of one stack have in common."""
-        width = self.recipe.width(self.learned)
-        return self.inputs.dims, self.inputs.layers, self.recipe.hidden, self.classes, width
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Fitted:
-    """An MLP that was fitted.
-
-    Attributes:
-        weights: under the names of a head.
-        epoch: from 1, after which they were taken.
-        mix: [layers], shares of the layers, where they were mixed; empty otherwise.
-    """
-
-    weights: Weights
-    epoch: int
-    mix: Floats
-
-
-def one_cycle(step: int, total: int, max_rate: float) -> tuple[float, float]:
-    """Learning rate and first AdamW moment at a step: torch's OneCycleLR with pct_start 0.1 and its other defaults.
-
-    Smith & Topin 2017 (arXiv 1708.07120), cosine annealing: the rate climbs from max/25 to max over the first tenth
-    and falls to max/250,000, while the moment goes from .95 to .85 and back.
-    """
-    peak = 0.1 * total - 1
-    if step <= peak:
-        share = step / peak if peak > 0 else 1.0
-        return _cosine(max_rate / 25, max_rate, share), _cosine(0.95, 0.85, share)
-    share = min(1.0, (step - peak) / (total - 1 - peak))
-    return _cosine(max_rate, max_rate / 25e4, share), _cosine(0.85, 0.95, share)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
-
-
-def first_weights(dims: int, hidden: int, classes: int, random: np.random.Generator) -> list[Floats]:
-    """Xavier-uniform hidden layer, biases 0, output N(0, 1/sqrt(d)), in the order of the names in a head."""
-    bound = math.sqrt(6 / (dims + hidden))
-    into = (random.random((hidden, dims), dtype=np.float32) * 2 - 1) * np.float32(bound)
-    out = random.standard_normal((classes, hidden), dtype=np.float32) * np.float32(dims**-0.5)
-    zeros = np.zeros(hidden, dtype=np.float32)
-    return [into, zeros, np.ones_like(zeros), zeros, out, np.zeros(classes, dtype=np.float32)]
-
-
-def kept_units(random: np.random.Generator, rows: int, hidden: int, dropout: float) -> Floats:
-    """Factors [rows, hidden] of a dropout layer: 0 for `dropout` of them to the nearest 1/256, and the rest over 1.
-
-    A byte a unit: a quarter of the time of a float each.
-    """
-    if not dropout:
-        return np.ones((rows, hidden), dtype=np.float32)
-    threshold = round(dropout * 256)
-    drawn = np.frombuffer(random.bytes(rows * hidden), dtype=np.uint8).reshape(rows, hidden)
-    return np.multiply(drawn >= threshold, np.float32(256 / (256 - threshold)), dtype=np.float32)
 
 
 def check_device(name: str) -> None:
@@ -138,6 +43,7 @@ def check_device(name: str) -> None:
         )
 
 
+@torch.no_grad()
 def fit_mlps(fits: Sequence[Fit], *, tick: Tick, device: Device = "cpu") -> list[Fitted]:
     """Fits MLPs of one shape as one batched model.
 
@@ -146,222 +52,210 @@ def fit_mlps(fits: Sequence[Fit], *, tick: Tick, device: Device = "cpu") -> list
         tick: called after each epoch of each head with the head's steps in it; may raise to stop.
         device: of torch.
     """
-    members = [_Member(fit) for fit in fits]
-    running = list(members)
-    stack = _Stack([member.first for member in members], device)
+    learners = [Learner(fit) for fit in fits]
+    running = list(learners)
+    stack = _Stack([learner.first for learner in learners], device)
     while running:
-        _step(stack, running, device)
-        for slot, member in enumerate(running):
-            if member.epoch_ended:
-                tick(member.per_epoch)
-                member.look(lambda at=slot: stack.weights(at))  # type: ignore[misc]
-        if any(member.done for member in running):
-            stack.keep([slot for slot, member in enumerate(running) if not member.done])
-            running = [member for member in running if not member.done]
-    return [member.fitted() for member in members]
+        lesson = lesson_of(running, device)
+        stack.step(gradients(stack.parameters, lesson), [learner.pace() for learner in running])
+        for slot, learner in enumerate(running):
+            if learner.epoch_ended:
+                tick(learner.per_epoch)
+                _judge(learner, stack, slot)
+        if any(learner.done for learner in running):
+            stack.keep([slot for slot, learner in enumerate(running) if not learner.done])
+            running = [learner for learner in running if not learner.done]
+    return [learner.fitted() for learner in learners]
 
 
-def _step(stack: "_Stack", members: Sequence["_Member"], device: Device) -> None:
-    batches = [member.batch() for member in members]
-    rows = torch.from_numpy(np.stack([batch.rows for batch in batches])).to(device)
-    kept = torch.from_numpy(np.stack([batch.kept for batch in batches])).to(device)
-    targets = torch.from_numpy(np.stack([batch.targets for batch in batches])).to(device)
-    offset = torch.from_numpy(np.stack([member.loss.offset for member in members])).to(device)
-    logits = forward(stack.parameters, rows, kept)
-    if (owner := batches[0].owner) is not None:
-        logits = averaged(logits, torch.from_numpy(owner).to(device), clips=targets.shape[1])
-    loss = -(targets * functional.log_softmax(logits + offset[:, None], dim=2)).sum()
-    stack.step(torch.autograd.grad(loss, stack.parameters), [member.pace() for member in members])
+def _judge(learner: Learner, stack: "_Stack", slot: int) -> None:
+    if learner.judged:
+        weights = stack.weights(slot)
+        learner.judge(weights, _loss_held_back(learner, weights) if len(learner.fit.held_back) else math.inf)
 
 
-def forward(parameters: Sequence[Tensor], rows: Tensor, kept: Tensor | None) -> Tensor:
-    """Logits [heads, r, K] of rows [heads, r, d]; rows [heads, r, layers, d] are mixed by the last parameter first."""
-    into, bias, scale, shift, out, out_bias, *mix = parameters
-    if mix:
-        shares = functional.softmax(mix[0] * MIX_SPEED, dim=1)
-        rows = torch.einsum("hrld,hl->hrd", rows, shares)
-    hidden = torch.baddbmm(bias[:, None], rows, into.transpose(1, 2))
-    hidden = functional.gelu(
-        torch.addcmul(shift[:, None], functional.layer_norm(hidden, hidden.shape[2:]), scale[:, None])
-    )
-    if kept is not None:
-        hidden = hidden * kept
-    return torch.baddbmm(out_bias[:, None], hidden, out.transpose(1, 2))
-
-
-def averaged(logits: Tensor, owner: Tensor, *, clips: int) -> Tensor:
-    """Mean logits [heads, clips, K] of the rows of each owner [r]."""
-    share = 1 / torch.bincount(owner, minlength=clips).to(logits.dtype)
-    empty = logits.new_zeros(len(logits), clips, logits.shape[2])
-    return empty.index_add(1, owner, logits * share[owner, None])
+def _loss_held_back(learner: Learner, weights: dict[str, Floats]) -> float:
+    """The training's own loss on the clips held back, smoothing apart: what stops is what is learned."""
+    fit, loss, total = learner.fit, learner.loss, 0.0
+    parameters = [torch.from_numpy(weight)[None] for weight in weights.values()]
+    weighted = torch.from_numpy(loss.weights)
+    for start in range(0, len(fit.held_back), fit.recipe.batch):
+        part = fit.held_back[start : start + fit.recipe.batch]
+        rows, owner = fit.inputs.take(part)
+        logits = forward(parameters, torch.from_numpy(rows)[None])
+        if owner is not None:
+            logits = averaged(logits, torch.from_numpy(owner), clips=len(part))
+        offset = logits[0].T + torch.from_numpy(loss.offset)
+        truth = torch.from_numpy(fit.labels[part])
+        total += float(functional.cross_entropy(offset, truth, weight=weighted, reduction="sum"))
+    return total / float(loss.weights[fit.labels[fit.held_back]].sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Batch:
-    rows: Floats  # [r, d]
-    owner: Ints | None  # [r]
-    targets: Floats  # [clips, K]
-    kept: Floats  # [r, hidden]
+class Lesson:
+    """What one step of a stack learns from.
+
+    Attributes:
+        rows: [heads, r, d], or [heads, r, layers, d] to be mixed.
+        kept: [heads, r, hidden], factors of the dropout.
+        targets: [heads, K, clips]; the loss of a head is -sum(targets * log softmax(logits + offset)).
+        offset: [heads, K, 1].
+        owner: [r], the clip of each row; None for one row a clip.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    targets: Tensor
+    offset: Tensor
+    owner: Tensor | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pace:
-    """One step of AdamW."""
+def lesson_of(learners: Sequence[Learner], device: Device) -> Lesson:
+    """The next batches of several heads as one."""
 
-    rate: float
-    moment: float
-    decay: float
-    clip_norm: float
-    number: int  # from 1
+    def joined(arrays: Sequence[Floats]) -> Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(device)
+
+    batches = [learner.batch() for learner in learners]
+    owner = batches[0].owner
+    kept = np.empty((len(learners), len(batches[0].rows), learners[0].fit.recipe.hidden), dtype=np.float32)
+    for learner, factors in zip(learners, kept, strict=True):
+        learner.drop(factors)
+    return Lesson(
+        rows=joined([batch.rows for batch in batches]),
+        kept=torch.from_numpy(kept).to(device),
+        targets=joined([batch.targets.T for batch in batches]),
+        offset=joined([learner.loss.offset for learner in learners])[..., None],
+        owner=None if owner is None else torch.from_numpy(owner).to(device),
+    )
 
 
-class _Member:
-    """One head of a stack: which clips come next, how fast it learns, and when it has learned enough."""
+def forward(parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Logits [heads, K, r] of rows [heads, r, d]; rows [heads, r, layers, d] are mixed by the last parameter first."""
+    into, bias, scale, shift, out, out_bias, *mix = parameters
+    if mix:
+        rows = _mixed(rows, functional.softmax(mix[0] * MIX_SPEED, dim=1))
+    hidden = torch.baddbmm(bias[:, None], rows, into.transpose(1, 2))
+    normed = functional.layer_norm(hidden, hidden.shape[2:], eps=LAYER_NORM_EPSILON)
+    active = functional.gelu(torch.addcmul(shift[:, None], normed, scale[:, None]))
+    return torch.baddbmm(out_bias[:, :, None], out, active.transpose(1, 2))
 
-    def __init__(self, fit: Fit) -> None:
-        self._fit, self._random = fit, np.random.default_rng(fit.seed)
-        recipe, count = fit.recipe, fit.learned
-        self.first = first_weights(fit.inputs.dims, recipe.hidden, fit.classes, self._random)
-        if fit.inputs.layers > 1:
-            self.first.append(np.zeros(fit.inputs.layers, dtype=np.float32))
-        self._learned = np.setdiff1d(np.arange(len(fit.labels)), fit.held_back)
-        self.loss = loss_of(recipe, fit.labels[self._learned], classes=fit.classes)
-        self._size = recipe.width(count)
-        self.per_epoch = count // self._size
-        self._steps, self._total = 0, recipe.steps(count)
-        self._order = self._learned
-        self._best, self._best_loss, self._best_epoch = dict[str, Floats](), math.inf, 0
-        self.done = False
 
-    @property
-    def epoch_ended(self) -> bool:
-        return self._steps % self.per_epoch == 0
+def gradients(parameters: Sequence[Tensor], lesson: Lesson) -> list[Tensor]:
+    """What autograd finds for the sum of the heads' losses, a parameter each: `forward` with dropout, reversed."""
+    into, bias, scale, shift, out, out_bias, *mix = parameters
+    shares = functional.softmax(mix[0] * MIX_SPEED, dim=1) if mix else None
+    rows = lesson.rows if shares is None else _mixed(lesson.rows, shares)
+    hidden = torch.baddbmm(bias[:, None], rows, into.transpose(1, 2))
+    normed, mean, deviation = torch.native_layer_norm(hidden, hidden.shape[2:], None, None, LAYER_NORM_EPSILON)
+    scaled = torch.addcmul(shift[:, None], normed, scale[:, None])
+    active = functional.gelu(scaled).mul_(lesson.kept)
+    error = _error(torch.baddbmm(out_bias[:, :, None], out, active.transpose(1, 2)), lesson)
 
-    @property
-    def _epoch(self) -> int:
-        return self._steps // self.per_epoch
+    back = torch.bmm(error.transpose(1, 2), out).mul_(lesson.kept)
+    back = torch.ops.aten.gelu_backward(back, scaled)
+    of_norm = [normed.mul_(back).sum(dim=1), back.sum(dim=1)]
+    back = torch.ops.aten.native_layer_norm_backward(
+        back.mul_(scale[:, None]), hidden, hidden.shape[2:], mean, deviation, None, None, [True, False, False]
+    )[0]
+    of_hidden = [torch.bmm(back.transpose(1, 2), rows), back.sum(dim=1)]
+    of_output = [torch.bmm(error, active), error.sum(dim=2)]
+    of_mix = [] if shares is None else [_of_mix(torch.bmm(back, into), lesson.rows, shares)]
+    return [*of_hidden, *of_norm, *of_output, *of_mix]
 
-    def batch(self) -> _Batch:
-        """What the next step learns from."""
-        at, recipe = self._steps % self.per_epoch, self._fit.recipe
-        if at == 0:
-            self._order = self._random.permutation(self._learned)
-        clips = self._order[at * self._size : (at + 1) * self._size]
-        rows, owner = self._fit.inputs.take(clips)
-        kept = kept_units(self._random, len(rows), recipe.hidden, recipe.dropout)
-        truth = self._fit.labels[clips]
-        targets = self.loss.targets[truth] / self.loss.weights[truth].sum()
-        return _Batch(rows=rows, owner=owner, targets=targets, kept=kept)
 
-    def pace(self) -> _Pace:
-        """How far the next step goes; counts it as done."""
-        recipe = self._fit.recipe
-        rate, moment = one_cycle(self._steps, self._total, recipe.learning_rate)
-        self._steps += 1
-        return _Pace(
-            rate=rate,
-            moment=moment,
-            decay=recipe.weight_decay,
-            clip_norm=recipe.clip_norm,
-            number=self._steps,
-        )
+def _error(logits: Tensor, lesson: Lesson) -> Tensor:
+    """The loss by the logits of each row [heads, K, r]: softmax minus target, shared out among the rows of a clip."""
+    owner, targets = lesson.owner, lesson.targets
+    if owner is not None:
+        logits = averaged(logits, owner, clips=targets.shape[2])
+    error = functional.softmax(logits + lesson.offset, dim=1).mul_(targets.sum(dim=1, keepdim=True)).sub_(targets)
+    if owner is None:
+        return error
+    return error[..., owner].div_(torch.bincount(owner, minlength=targets.shape[2])[owner])
 
-    def look(self, weights: Callable[[], dict[str, Floats]]) -> None:
-        """After an epoch: whether to go on, and whether these are the weights to keep."""
-        last = self._steps == self._total
-        if not len(self._fit.held_back):
-            if last:
-                self._best, self._best_epoch, self.done = weights(), self._epoch, True
-            return
-        now = weights()
-        if (loss := self._loss_held_back(now)) < self._best_loss:
-            self._best, self._best_loss, self._best_epoch = now, loss, self._epoch
-        self.done = last or self._epoch - self._best_epoch >= self._fit.recipe.patience
 
-    def fitted(self) -> Fitted:
-        """The weights, with what the loss has moved put back."""
-        weights = dict(self._best)
-        weights["output.bias"] = weights["output.bias"] + self.loss.correction
-        moved = weights.pop(_MIX, np.empty(0, dtype=np.float32)) * np.float32(MIX_SPEED)
-        shares = softmax(moved).astype(np.float32) if moved.size else moved
-        return Fitted(weights=weights, epoch=self._best_epoch, mix=shares)
+def _mixed(rows: Tensor, shares: Tensor) -> Tensor:
+    return torch.einsum("hrld,hl->hrd", rows, shares)
 
-    @torch.no_grad()
-    def _loss_held_back(self, weights: dict[str, Floats]) -> float:
-        """The training's own loss on the clips held back, smoothing apart: what stops is what is learned."""
-        total, clips = 0.0, self._fit.held_back
-        parameters = [torch.from_numpy(weight)[None] for weight in weights.values()]
-        for start in range(0, len(clips), self._fit.recipe.batch):
-            part = clips[start : start + self._fit.recipe.batch]
-            rows, owner = self._fit.inputs.take(part)
-            logits = forward(parameters, torch.from_numpy(rows)[None], None)
-            if owner is not None:
-                logits = averaged(logits, torch.from_numpy(owner), clips=len(part))
-            truth = torch.from_numpy(self._fit.labels[part])
-            weighted = torch.from_numpy(self.loss.weights)
-            offset = logits[0] + torch.from_numpy(self.loss.offset)
-            total += float(functional.cross_entropy(offset, truth, weight=weighted, reduction="sum"))
-        return total / float(self.loss.weights[self._fit.labels[clips]].sum())
+
+def _of_mix(back: Tensor, rows: Tensor, shares: Tensor) -> Tensor:
+    """The loss by the mix [heads, layers], from the loss by the mixed rows."""
+    by_share = torch.einsum("hrld,hrd->hl", rows, back)
+    return shares.mul(by_share - (shares * by_share).sum(dim=1, keepdim=True)).mul_(MIX_SPEED)
+
+
+def averaged(logits: Tensor, owner: Tensor, *, clips: int) -> Tensor:
+    """Mean logits [heads, K, clips] of the rows [heads, K, r] of each owner [r]."""
+    share = 1 / torch.bincount(owner, minlength=clips).to(logits.dtype)
+    return logits.new_zeros(*logits.shape[:2], clips).index_add(2, owner, logits * share[owner])
 
 
 class _Stack:
     """Weights of several heads, their gradients and moments: [heads, weights of one], and views of them by name.
 
     torch.optim walks tensor by tensor, and its first step imports torch's compiler: seconds that nothing here needs.
-    Its fused kernel is called instead, once for all heads at the same point of the same schedule.
+    Its fused kernel is called instead, once for all heads at the same point of the same schedule. It treats the end of
+    a row apart, and rounds it otherwise; rows are padded to whole vectors, so that a head has no such end.
     """
 
     def __init__(self, heads: Sequence[Sequence[Floats]], device: Device) -> None:
         self._shapes = [weight.shape for weight in heads[0]]
-        flat = np.stack([np.concatenate([weight.reshape(-1) for weight in head]) for head in heads])
-        self._flat = torch.from_numpy(flat).to(device)
-        self._gradient, self._first, self._second = (torch.zeros_like(self._flat) for _ in range(3))
-        self.parameters = self._views()
-
-    def _views(self) -> list[Tensor]:
         sizes = [math.prod(shape) for shape in self._shapes]
-        parts = zip(torch.split_with_sizes(self._flat, sizes, dim=1), self._shapes, strict=True)
-        return [part.view(-1, *shape).requires_grad_() for part, shape in parts]
+        self._sizes = [*sizes, -sum(sizes) % WHOLE]
+        pad = np.zeros(self._sizes[-1], dtype=np.float32)
+        flat = np.stack([np.concatenate([*(weight.reshape(-1) for weight in head), pad]) for head in heads])
+        weights = torch.from_numpy(flat).to(device)
+        self._hold([weights, *(torch.zeros_like(weights) for _ in range(3))])
+
+    def _hold(self, state: Sequence[Tensor]) -> None:
+        weights, gradient, _, _ = self._state = state
+        *parts, _ = torch.split_with_sizes(weights, self._sizes, dim=1)
+        self.parameters = [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        self._pad = gradient.new_zeros(len(gradient), self._sizes[-1])
 
     def weights(self, slot: int) -> dict[str, Floats]:
         """Weights of one head as they are now."""
-        held = zip((*_NAMES, _MIX), self.parameters, strict=False)
-        return {name: parameter.detach()[slot].cpu().numpy().copy() for name, parameter in held}
+        held = zip((*_NAMES, MIX), self.parameters, strict=False)
+        return {name: parameter[slot].cpu().numpy().copy() for name, parameter in held}
 
     def keep(self, slots: Sequence[int]) -> None:
         """Leaves these heads only."""
-        index = torch.tensor(slots, dtype=torch.int64, device=self._flat.device)
-        self._flat, self._gradient, self._first, self._second = (
-            each.index_select(0, index) for each in (self._flat, self._gradient, self._first, self._second)
-        )
-        self.parameters = self._views()
+        index = torch.tensor(slots, dtype=torch.int64, device=self._pad.device)
+        self._hold([each.index_select(0, index) for each in self._state])
 
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], paces: Sequence[_Pace]) -> None:
+    def step(self, gradients: Sequence[Tensor], paces: Sequence[Pace]) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2) on the clipped gradients."""
-        torch.cat([gradient.flatten(1) for gradient in gradients], dim=1, out=self._gradient)
-        limits = self._gradient.new_tensor([pace.clip_norm for pace in paces])
-        norms = torch.linalg.vector_norm(self._gradient, dim=1)
-        self._gradient.mul_(torch.clamp(limits / (norms + 1e-6), max=1.0)[:, None])
-        alike: dict[tuple[float, ...], list[int]] = {}
+        gradient = self._state[1]
+        torch.cat([*(each.flatten(1) for each in gradients), self._pad], dim=1, out=gradient)
+        limits = gradient.new_tensor([pace.clip_norm for pace in paces])
+        norms = torch.linalg.vector_norm(gradient, dim=1)
+        gradient.mul_(torch.clamp(limits / (norms + 1e-6), max=1.0)[:, None])
+        alike: dict[tuple[float, float, float, int], list[int]] = {}
         for slot, pace in enumerate(paces):
             alike.setdefault((pace.rate, pace.moment, pace.decay, pace.number), []).append(slot)
         for (rate, moment, decay, number), slots in alike.items():
-            torch._fused_adamw_(
-                [self._flat[slot] for slot in slots],
-                [self._gradient[slot] for slot in slots],
-                [self._first[slot] for slot in slots],
-                [self._second[slot] for slot in slots],
-                [],
-                [limits.new_tensor(number) for _ in slots],
-                lr=rate,
-                beta1=moment,
-                beta2=SECOND_MOMENT,
-                weight_decay=decay,
-                eps=1e-8,
-                amsgrad=False,
-                maximize=False,
-            )
+            chosen = [self._state] if len(alike) == 1 else [[each[slot] for each in self._state] for slot in slots]
+            _adamw(chosen, rate=rate, moment=moment, decay=decay, number=number)
+
+
+def _adamw(heads: Sequence[Sequence[Tensor]], *, rate: float, moment: float, decay: float, number: int) -> None:
+    weights, gradient, first, second = (list(each) for each in zip(*heads, strict=True))
+    torch._fused_adamw_(
+        weights,
+        gradient,
+        first,
+        second,
+        [],
+        [gradient[0].new_tensor(number)] * len(weights),
+        lr=rate,
+        beta1=moment,
+        beta2=SECOND_MOMENT,
+        weight_decay=decay,
+        eps=1e-8,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 @contextmanager

@@ -51,6 +51,7 @@ def test_seeds_of_the_same_clips_are_side_by_side() -> None:
     parts = [cast("Part", Shaped(alike=(), stackable=True, source=f"{n % 5}")) for n in range(20)]
     stacks = stacked(parts, threads=2, at_once=8)
     assert [part.source for stack in stacks for part in stack] == [f"{n // 4}" for n in range(20)]
+    assert all(len({part.source for part in stack}) * 4 == len(stack) for stack in stacks), "none is torn apart"
 
 
 def test_a_hundred_heads_keep_two_threads_equally_busy() -> None:

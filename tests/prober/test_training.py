@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from services.prober import training
+from services.prober import fits, training
 from services.prober.heads import Floats, Weights
 from services.prober.inputs import Frames, Inputs, Vectors
 from services.prober.logistic import fit_logistic
@@ -53,8 +53,8 @@ def framed() -> tuple[Floats, Any, Any]:
 
 def ordered(
     inputs: Inputs, labels: Any, *, seed: int = 3, held_back: Any = (), classes: int = K, **changes: Any
-) -> training.Fit:
-    return training.Fit(
+) -> fits.Fit:
+    return fits.Fit(
         inputs=inputs,
         labels=labels,
         classes=classes,
@@ -78,7 +78,8 @@ class Masked(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.share == 0:
             return x
-        drawn = np.frombuffer(self.generator.bytes(x.numel()), dtype=np.uint8).reshape(x.shape)
+        raw = self.generator.bit_generator.random_raw(-(-x.numel() // 8))
+        drawn = np.frombuffer(raw.tobytes(), dtype=np.uint8)[: x.numel()].reshape(x.shape)
         return x * torch.from_numpy(drawn >= round(256 * self.share)) / (1 - round(256 * self.share) / 256)
 
 
@@ -87,7 +88,7 @@ def reference(clips: list[torch.Tensor], labels: Any, how: Recipe, seed: int) ->
     generator = np.random.default_rng(seed)
     hidden, out = nn.Linear(D, how.hidden), nn.Linear(how.hidden, K)
     net = nn.Sequential(hidden, nn.LayerNorm(how.hidden), nn.GELU(), Masked(how.dropout, generator), out)
-    first = training.first_weights(D, how.hidden, K, generator)
+    first = fits.first_weights(D, how.hidden, K, generator)
     for parameter, values in zip(
         (hidden.weight, hidden.bias, out.weight, out.bias), (first[at] for at in (0, 1, 4, 5)), strict=True
     ):
@@ -157,7 +158,7 @@ def test_the_schedule_is_torchs(total: int) -> None:
     optimiser = torch.optim.AdamW([parameter], lr=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=1e-3, total_steps=total, pct_start=0.1)
     for step in range(total):
-        rate, moment = training.one_cycle(step, total, 1e-3)
+        rate, moment = fits.one_cycle(step, total, 1e-3)
         group = optimiser.param_groups[0]
         assert rate == pytest.approx(group["lr"], rel=1e-9, abs=1e-15)
         assert moment == pytest.approx(group["betas"][0], rel=1e-9)
@@ -167,7 +168,7 @@ def test_the_schedule_is_torchs(total: int) -> None:
 
 
 def test_the_schedule_of_ten_steps_is_finite() -> None:
-    rates = [training.one_cycle(step, 10, 1.0)[0] for step in range(10)]
+    rates = [fits.one_cycle(step, 10, 1.0)[0] for step in range(10)]
     assert rates[0] == 1.0
     assert rates == sorted(rates, reverse=True)
 
@@ -191,10 +192,46 @@ def test_frames_of_some_clips_are_those_clips() -> None:
         np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.parametrize("owned", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_gradient_is_autograds(owned: bool, layers: int) -> None:
+    """Of two heads with different targets and offsets, in double precision."""
+    torch.manual_seed(0)
+    heads, rows, clips, hidden = 2, 12, 5 if owned else 12, 7
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(heads, *shape, dtype=torch.float64)
+
+    parameters = [normal(hidden, D), normal(hidden), normal(hidden), normal(hidden), normal(K, hidden), normal(K)]
+    lesson = training.Lesson(
+        rows=normal(rows, layers, D) if layers > 1 else normal(rows, D),
+        kept=(torch.rand(heads, rows, hidden) > 0.3) * torch.full((), 10 / 7, dtype=torch.float64),
+        targets=normal(K, clips).abs(),
+        offset=normal(K, 1),
+        owner=torch.tensor([0, 0, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4]) if owned else None,
+    )
+    if layers > 1:
+        parameters.append(normal(layers) / fits.MIX_SPEED)
+    into, bias, scale, shift, out, out_bias, *mix = (each.requires_grad_() for each in parameters)
+    mixed = lesson.rows
+    if mix:
+        mixed = (mixed * torch.softmax(mix[0] * fits.MIX_SPEED, dim=1)[:, None, :, None]).sum(dim=2)
+    normed = nn.functional.layer_norm(mixed @ into.mT + bias[:, None], (hidden,)) * scale[:, None] + shift[:, None]
+    logits = (nn.functional.gelu(normed) * lesson.kept) @ out.mT + out_bias[:, None]
+    if lesson.owner is not None:
+        logits = torch.stack([logits[:, lesson.owner == clip].mean(dim=1) for clip in range(clips)], dim=1)
+    loss = -(lesson.targets * torch.log_softmax(logits.mT + lesson.offset, dim=1)).sum()
+    wanted = torch.autograd.grad(loss, parameters)
+    with torch.no_grad():
+        found = training.gradients(parameters, lesson)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
     x, labels = pooled()
     weights = fit(Vectors(x[:5]), labels[:5])
-    first = training.first_weights(D, 16, K, np.random.default_rng(3))
+    first = fits.first_weights(D, 16, K, np.random.default_rng(3))
     assert np.abs(weights["hidden.weight"] - first[0]).max() > 1e-3
     assert recipe().steps(5) == 6
     assert recipe().steps(17) == 12
@@ -320,7 +357,8 @@ def test_a_class_without_clips_has_finite_weights() -> None:
 
 
 def test_dropout_drops_its_share() -> None:
-    kept = training.kept_units(np.random.default_rng(0), 400, 256, 0.3)
+    kept = np.empty((401, 255), dtype=np.float32)  # no multiple of the eight bytes that a draw gives
+    fits.drop_units(np.random.default_rng(0), 0.3, kept)
     assert set(np.unique(kept)) == {0.0, np.float32(256 / 179)}
     assert kept.mean() == pytest.approx(1, abs=0.01)
 
@@ -352,11 +390,11 @@ def test_the_mix_learns_as_torchs_own_optimiser_does() -> None:
     how = ordered(Vectors(layers), labels, epochs=1, batch=N, dropout=0.0, weight_decay=0.0, clip_norm=1e6)
     found = training.fit_mlps([how], tick=lambda _: None)[0]
     random = np.random.default_rng(3)
-    net, mix = [torch.from_numpy(each) for each in training.first_weights(D, 16, K, random)], torch.zeros(1, 3)
+    net, mix = [torch.from_numpy(each) for each in fits.first_weights(D, 16, K, random)], torch.zeros(1, 3)
     parameters = [each[None].requires_grad_() for each in net] + [mix.requires_grad_()]
-    scores = training.forward(parameters, torch.from_numpy(layers)[None], None)[0]
+    scores = training.forward(parameters, torch.from_numpy(layers)[None])[0].T
     nn.functional.cross_entropy(scores, torch.from_numpy(labels), label_smoothing=0.1).backward()  # type: ignore[no-untyped-call]
     assert mix.grad is not None
-    rate = training.one_cycle(0, 1, 1e-2)[0]
-    wanted = torch.softmax(-rate * training.MIX_SPEED * torch.sign(mix.grad), dim=1)[0].numpy()
+    rate = fits.one_cycle(0, 1, 1e-2)[0]
+    wanted = torch.softmax(-rate * fits.MIX_SPEED * torch.sign(mix.grad), dim=1)[0].numpy()
     np.testing.assert_allclose(found.mix, wanted, atol=1e-4)
