@@ -112,7 +112,8 @@ class Ledger:
 
     def intend(self, event: Event) -> None:
         """Writes down what is about to be done; only under the lock."""
-        replace(self._intent, _line(event).decode(), synced=True)
+        with writing(f"the history of {self._folder.name}"):
+            replace(self._intent, _line(event).decode(), synced=True)
 
     def settle(self, production: str) -> bool:
         """Finishes what a killed process began, and writes down what another hand did; only under the lock.
