@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from servox.calibration import fit_scaling
 from servox.errors import Refused
 from servox.priors import softmax
+from servox.standardisation import target_statistics
 from servox.v1 import common_pb2
 
 from . import corrections, figures, floors, results
@@ -184,7 +185,7 @@ class Scorer:
             return []
         embeddings = self.predictor.embeddings(test.labelled)
         return [
-            corrections.target_statistics(embeddings, drawn if drawn.size else None)
+            target_statistics(embeddings, drawn if drawn.size else None)
             for each in draws.values()
             for drawn in each
         ]

@@ -1,8 +1,8 @@
 """The ladder of corrections that every train → test pair is scored with.
 
 - A correction is either a change of logits (`apply`), or other statistics for the head's input standardisation
-  (`standardise-*`: `target_statistics` over calibration clips, given to the head in place of its training statistics;
-  its logits then pass through `apply` too, for the support).
+  (`standardise-*`: `servox.standardisation.target_statistics` over calibration clips, given to the head in place of its
+  training statistics; its logits then pass through `apply` too, for the support).
 - Each says what it takes from the target: no clips, 16, 64 or all of them, with labels or without. Clips used to
   calibrate are never scored in the same draw, except by `standardise-all`, which is transductive and says so.
 - `sound`: answers and clips are restricted to the classes that both corpora have, priors are over these and smoothed.
@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from servox import priors
 from servox.errors import BadInput, NotFound, Refused
-from servox.standardisation import target_statistics as target_statistics
 
 Array = NDArray[np.float64]
 Protocol = Literal["sound", "ser-evals"]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .posterior import Prior
+from .prior import Prior
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

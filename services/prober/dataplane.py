@@ -12,7 +12,6 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,7 +31,8 @@ from .gate import load_rules
 from .heads import TRAINING, AnyFloats, Floats, Head, Standardisation
 from .hosting import Hosted
 from .metrics import ProberMetrics
-from .posterior import Posterior
+from .posterior import Listener, Posterior, Stage, explicit
+from .prior import Prior
 from .progress import Event, Progress, Stopped
 from .promotion import Promotions, folder_of
 from .recognizer import Answer, Limits, Recognizer
@@ -42,6 +42,9 @@ from .settings import Settings
 from .sound import patient
 from .sources import Sources
 from .spool import spooled
+from .tenants.calibrations import Calibrations
+from .tenants.calls import space_of
+from .tenants.statistics import Space, State
 from .trainer import Order, Workshop, train
 from .vectors import Vectors
 from .voice import Voice
@@ -108,6 +111,7 @@ class Dataplane:
         self.promotions = Promotions(self._registry, load_rules(settings.gate))
         self._rollouts = Rollouts(folder_of(self._registry), self._hosted, metrics)
         self.comparison = Comparison(metrics)
+        self.tenants = Calibrations(settings, metrics.registry)
 
     async def train(self, store_url: str, orders: Sequence[Order]) -> AsyncGenerator[Event]:
         """Events of a training; closing the iterator stops it.
@@ -203,12 +207,54 @@ class Dataplane:
 
         Raises:
             NotFound: no such head.
-            BadInput: a prior that does not fit it.
+            BadInput: a prior that does not fit it; a tenant's name that is none.
+            Forbidden: the caller has a tenant of their own, and names another.
         """
         chosen = await asyncio.to_thread(self._rollouts.choose, ask.head, ask.session)
-        make = partial(Posterior, prior=ask.prior)
-        listeners = self.comparison.listeners(chosen, make)
-        return make(chosen.head, stage=chosen.stage, uncalibrated=ask.uncalibrated, listeners=listeners)
+        visit = await self.tenants.visit(ask.tenant, chosen.head)
+
+        def made(head: Head, *, stage: Stage = "shadow", listeners: Sequence[Listener] = ()) -> Posterior:
+            return Posterior(
+                head,
+                ask.prior,
+                calibration=visit.calibrated(head),
+                stage=stage,
+                uncalibrated=ask.uncalibrated,
+                listeners=listeners,
+            )
+
+        listeners = (*self.comparison.listeners(chosen, made), *visit.listeners)
+        return made(chosen.head, stage=chosen.stage, listeners=listeners)
+
+    async def space(self, head: str) -> Space | None:
+        """The features that a head reads; None where none is named.
+
+        Raises:
+            NotFound: no such head.
+            BadInput: it reads frames, and standardises nothing.
+        """
+        if not head:
+            return None
+        found = await self._head(head)
+        if found.card.kind == "frame-mlp":
+            raise BadInput(f"head {found.card.tag} reads frames and standardises nothing; name a head of another kind")
+        return space_of(found)
+
+    async def set_prior(self, tenant: str, head: str, prior: Prior | None) -> list[State]:
+        """Sets a tenant's own prior in the feature space of a head; None for none.
+
+        Raises:
+            NotFound: no such head.
+            BadInput: no head, a prior that does not fit it, or one that refers to itself.
+        """
+        space = await self.space(head)
+        if space is None:
+            raise BadInput("head: it is missing; name the head whose classes the prior is of")
+        if prior is not None and prior.kind == "tenant":
+            raise BadInput("prior: a tenant's own cannot be the tenant's own; give another kind")
+        if prior is not None and prior.kind == "explicit":
+            explicit((await self._head(head)).card, prior)
+        return await self.tenants.set_prior(tenant, space, prior)
 
     async def recognize(
         self,
@@ -300,6 +346,7 @@ class Dataplane:
     async def close(self) -> None:
         """Closes the connection to the embedder and ends the processes that read files, and the shadow's thread."""
         await asyncio.to_thread(self.comparison.close)
+        await self.tenants.close()
         await self._embedder.close()
         await self._sources.close()
 

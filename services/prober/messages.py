@@ -13,10 +13,13 @@ from .asking import Ask
 from .card import Card, Kind
 from .dataplane import Prediction, Stored
 from .heads import AnyFloats, Head, Standardisation
-from .posterior import Posterior, Prior, PriorKind, Stage
+from .posterior import Posterior, Stage
+from .prior import Prior, PriorKind
 from .progress import Event, Failed, Progress
 from .registry import Entry
 from .specs import Spec, settings_of
+from .tenants.calibrated import Calibrated
+from .tenants.statistics import Phase
 from .trainer import Order
 
 _KINDS: dict[prober_pb2.HeadKind, Kind] = {
@@ -25,22 +28,27 @@ _KINDS: dict[prober_pb2.HeadKind, Kind] = {
     prober_pb2.HEAD_KIND_FRAME_MLP: "frame-mlp",
 }
 _WIRE_KINDS = {kind: value for value, kind in _KINDS.items()}
-_PRIORS: dict[int, PriorKind] = {
+_PRIORS: dict[prober_pb2.Prior.Kind, PriorKind] = {
     prober_pb2.Prior.KIND_UNSPECIFIED: "train",
     prober_pb2.Prior.KIND_TRAIN: "train",
     prober_pb2.Prior.KIND_UNIFORM: "uniform",
     prober_pb2.Prior.KIND_EXPLICIT: "explicit",
+    prober_pb2.Prior.KIND_ESTIMATED: "estimated",
+    prober_pb2.Prior.KIND_ESTIMATED_EM: "estimated-em",
+    prober_pb2.Prior.KIND_TENANT: "tenant",
 }
-_WIRE_PRIORS = {
-    "train": prober_pb2.Prior.KIND_TRAIN,
-    "uniform": prober_pb2.Prior.KIND_UNIFORM,
-    "explicit": prober_pb2.Prior.KIND_EXPLICIT,
-}
+_WIRE_PRIORS: dict[PriorKind, prober_pb2.Prior.Kind] = {kind: value for value, kind in _PRIORS.items() if value}
 STAGES: dict[Stage, prober_pb2.Stage] = {
     "candidate": prober_pb2.STAGE_UNSPECIFIED,
     "production": prober_pb2.STAGE_PRODUCTION,
     "canary": prober_pb2.STAGE_CANARY,
     "shadow": prober_pb2.STAGE_SHADOW,
+}
+PHASES: dict[Phase | None, prober_pb2.CalibrationState] = {
+    None: prober_pb2.CALIBRATION_STATE_UNSPECIFIED,
+    "collecting": prober_pb2.CALIBRATION_STATE_COLLECTING,
+    "ready": prober_pb2.CALIBRATION_STATE_READY,
+    "frozen": prober_pb2.CALIBRATION_STATE_FROZEN,
 }
 _ABSTENTIONS: dict[Abstention | None, prober_pb2.Abstention] = {
     None: prober_pb2.ABSTENTION_UNSPECIFIED,
@@ -142,7 +150,8 @@ def prior_from_proto(message: prober_pb2.Prior) -> Prior:
         BadInput: an unknown kind, or probabilities that the kind does not take.
     """
     if message.kind not in _PRIORS:
-        raise BadInput(f"prior: kind {message.kind} is unknown; give KIND_TRAIN, KIND_UNIFORM or KIND_EXPLICIT")
+        known = ", ".join(prober_pb2.Prior.Kind.Name(value) for value in _WIRE_PRIORS.values())
+        raise BadInput(f"prior: kind {message.kind} is unknown; give one of {known}")
     kind = _PRIORS[message.kind]
     if message.probabilities and kind != "explicit":
         raise BadInput("prior: probabilities are given, but the kind is not KIND_EXPLICIT; drop them or set it")
@@ -165,9 +174,23 @@ def ask_from_proto(message: prober_pb2.RecognizeConfig) -> Ask:
     )
 
 
-def prior_to_proto(posterior: Posterior) -> prober_pb2.Prior:
-    """The prior that was used."""
-    return prober_pb2.Prior(kind=_WIRE_PRIORS[posterior.prior_kind], probabilities=posterior.prior)
+def prior_to_proto(prior: Prior) -> prober_pb2.Prior:
+    """A prior."""
+    return prober_pb2.Prior(kind=_WIRE_PRIORS[prior.kind], probabilities=prior.probabilities)
+
+
+def _used(calibration: Calibrated | None) -> prober_pb2.UsedCalibration:
+    """The tenant's calibration that a call answers with; empty where there is no tenant."""
+    if calibration is None:
+        return prober_pb2.UsedCalibration()
+    return prober_pb2.UsedCalibration(
+        tenant=calibration.tenant,
+        state=PHASES[calibration.phase],
+        version=calibration.version,
+        clips=calibration.clips,
+        shift=calibration.shift,
+        relevance=calibration.relevance,
+    )
 
 
 def answered(posterior: Posterior, bundle: common_pb2.Bundle) -> prober_pb2.RecognizeStreamResponse:
@@ -175,8 +198,8 @@ def answered(posterior: Posterior, bundle: common_pb2.Bundle) -> prober_pb2.Reco
     return prober_pb2.RecognizeStreamResponse(
         head=_named(posterior.head.card, posterior.digest),
         bundle=bundle,
-        prior=prior_to_proto(posterior),
-        calibration=prober_pb2.UsedCalibration(),
+        prior=prior_to_proto(Prior(kind=posterior.prior_kind, probabilities=posterior.prior)),
+        calibration=_used(posterior.calibration),
         stage=STAGES[posterior.stage],
         notice=posterior.notice,
     )

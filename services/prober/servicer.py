@@ -19,6 +19,7 @@ from .posterior import Posterior
 from .promotion_servicer import PromotionServicer
 from .recognizer import Answer
 from .sound import Chunks, encoding_of
+from .tenants.servicer import TenantServicer
 from .windows import Samples, check_next_window, grid
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -26,7 +27,7 @@ Requests = AsyncIterator[prober_pb2.RecognizeStreamRequest]
 Answers = AsyncGenerator[Answer]
 
 
-class ProberServicer(PromotionServicer, prober_pb2_grpc.ProberServicer):
+class ProberServicer(PromotionServicer, TenantServicer, prober_pb2_grpc.ProberServicer):
     """The `Prober` service.
 
     Args:

@@ -53,6 +53,19 @@ class Settings(ServiceSettings):
     policy: Path | None = Field(None, description="TOML file of the purposes that answers may be used for")
     gate: Path | None = Field(None, description="TOML file of the rules that a promotion must pass; see gate.toml")
 
+    # ---- calibration to tenants ----------------------------------------------------------------------------------
+    tenants: Path = Field(default_factory=lambda: home() / "tenants", description="folder of tenants' calibrations")
+    max_tenants: int = Field(1000, ge=1, description="tenants on disk; one more is refused")
+    tenants_in_memory: int = Field(256, ge=1, description="calibrations kept in memory")
+    tenant_gauges: int = Field(100, ge=0, description="tenants with metrics of their own; the others share one")
+    tenant_save_s: float = Field(10.0, gt=0, description="how often calibrations that changed are written")
+    tenant_ready_clips: float = Field(16.0, ge=4, description="clips from which on a tenant's own mean answers")
+    tenant_settled_clips: float = Field(64.0, ge=4, description="clips from which on it moves slowly")
+    tenant_hourly_clips: float = Field(16.0, gt=0, description="most clips an hour that move it then")
+    tenant_horizon_clips: float = Field(512.0, ge=16, description="clips that it stands for; older ones fade")
+    tenant_call_clips: int = Field(4, ge=1, le=64, description="most clips of one call or stream that count")
+    tenant_em: bool = Field(False, description="allow the prior estimated-em, which mostly hurts")
+
     def interfaces(self) -> dict[str, str]:
         """See `ServiceSettings`; HTTP as well."""
         http = {} if self.http_socket or not self.http_port else {"http_host": self.http_host}

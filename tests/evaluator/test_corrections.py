@@ -18,10 +18,10 @@ from services.evaluator.corrections import (
     ladder,
     restrict,
     shared_support,
-    target_statistics,
 )
 from servox import priors
 from servox.errors import BadInput, NotFound, Refused
+from servox.standardisation import target_statistics
 
 Array = NDArray[np.float64]
 

@@ -8,6 +8,7 @@ from . import examples
 from .components import components, parameters, problem
 from .embeddings import POOLINGS
 from .media import BINARY, JSON, LINES
+from .queries import NAMED
 from .schemas import Schema, ref
 
 _ABOUT = """Emotions in speech: audio in, probabilities out.
@@ -31,7 +32,8 @@ false, `tenant`, `purpose` and `session` empty, `next_window` 0."""
 # Narrower than what is read: any JSON object of numbers.
 _PRIOR: Schema = {
     "type": "string",
-    "pattern": r'^(train|uniform|\{"[a-z ]+": ?(0|1|0\.[0-9]+)(, ?"[a-z ]+": ?(0|1|0\.[0-9]+))*\})$',
+    "pattern": f"^({'|'.join(NAMED)}|"
+    + r'\{"[a-z ]+": ?(0|1|0\.[0-9]+)(, ?"[a-z ]+": ?(0|1|0\.[0-9]+))*\})$',
     "default": "train",
 }
 _AUDIO_STATUSES = (400, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
@@ -94,7 +96,7 @@ def _recognize(settings: Settings) -> Schema:
             _query("window_ms", _times(0, MAX_WINDOW_MS), f"Of a window, from {MIN_WINDOW_MS}; 0: the whole clip."),
             _query("hop_ms", _times(0, MAX_WINDOW_MS), f"From {MIN_HOP_MS}; 0: the window's length."),
             _query("every_window", {"type": "boolean"}, "Answer windows without speech as well."),
-            _query("prior", _PRIOR, 'The class prior: train, uniform, or a JSON object {"class": share}.'),
+            _query("prior", _PRIOR, f'The class prior: {", ".join(NAMED)}, or a JSON object {{"class": share}}.'),
             _query("tenant", {"type": "string"}, "Whose calibration answers; the caller's own where it is left out."),
             _query("uncalibrated", {"type": "boolean"}, "Answer also what the head says without that calibration."),
             _query("purpose", {"type": "string"}, "What the answers are for; needed where the policy asks."),

@@ -41,7 +41,14 @@ MADE_BY: Example = {
     "head": HEAD,
     "bundle": BUNDLE,
     "prior": PRIOR,
-    "calibration": {"tenant": "", "state": "CALIBRATION_STATE_UNSPECIFIED", "version": 0, "clips": 0},
+    "calibration": {
+        "tenant": "",
+        "state": "CALIBRATION_STATE_UNSPECIFIED",
+        "version": 0,
+        "clips": 0,
+        "shift": 0.0,
+        "relevance": 0.0,
+    },
     "stage": "STAGE_PRODUCTION",
     "notice": "",
 }

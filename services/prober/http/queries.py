@@ -7,12 +7,20 @@ from http import HTTPStatus
 from starlette.datastructures import QueryParams
 
 from services.prober.asking import Ask
-from services.prober.posterior import Prior
+from services.prober.prior import Prior, PriorKind
 from servox.errors import BadInput
 
 from .problems import Refusal
 
 MAX_INTEGER = (1 << 63) - 1
+NAMED: dict[str, PriorKind] = {
+    "train": "train",
+    "uniform": "uniform",
+    "estimated": "estimated",
+    "estimated-em": "estimated-em",
+    "tenant": "tenant",
+}
+_NAMES = ", ".join(NAMED)
 ASKED = ("prior", "tenant", "uncalibrated", "purpose", "session")  # of `Ask`, beside the head
 
 
@@ -101,12 +109,12 @@ class Query:
             BadInput: a prior that no head has.
         """
         text = self._given.get("prior", "train")
-        if text in ("train", "uniform"):
+        if text in NAMED:
             return prior_of(text)
         try:
             document = json.loads(text)
         except (ValueError, RecursionError):
-            raise bad_value("prior", text, 'give train, uniform or a JSON object such as {"anger": 0.2, …}') from None
+            raise bad_value("prior", text, f'give {_NAMES} or a JSON object such as {{"anger": 0.2, …}}') from None
         return prior_of(document)
 
 
@@ -117,17 +125,17 @@ def bad_value(name: str, value: str, remedy: str) -> Refusal:
 
 
 def prior_of(document: object) -> Prior:
-    """A prior as JSON gives it: `train`, `uniform`, or a number for each class.
+    """A prior as JSON gives it: one of `NAMED`, or a number for each class.
 
     Raises:
         Refusal: 400, something else.
     """
-    if document in (None, "train"):
+    if document is None:
         return Prior(kind="train")
-    if document == "uniform":
-        return Prior(kind="uniform")
+    if isinstance(document, str) and document in NAMED:
+        return Prior(kind=NAMED[document])
     if not isinstance(document, dict):
-        raise bad_value("prior", json.dumps(document), "give train, uniform or an object of class and probability")
+        raise bad_value("prior", json.dumps(document), f"give {_NAMES} or an object of class and probability")
     for label, share in document.items():
         if isinstance(share, bool) or not isinstance(share, int | float):
             raise bad_value("prior", f"{label}: {json.dumps(share)}", "give a number for each class")

@@ -48,6 +48,8 @@ WORDS = {
     "UsedCalibration.state": "Collecting: too little was heard, so the training statistics answer.",
     "UsedCalibration.version": "Counts the changes of what answers; 0 where the training statistics do.",
     "UsedCalibration.clips": "That the statistics were taken from.",
+    "UsedCalibration.shift": "Of the tenant's mean from the training mean, in squared training deviations.",
+    "UsedCalibration.relevance": "How far the tenant's mean replaces the training mean, 0 to 1.",
     "Head": "Which head turned embeddings into emotions.",
     "Head.name": "In the registry.",
     "Head.version": "First 16 hex digits of the digest of what it was trained from.",
