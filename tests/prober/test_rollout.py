@@ -18,7 +18,8 @@ from services.prober.comparison import Comparison, divergence
 from services.prober.heads import Head
 from services.prober.hosting import Hosted
 from services.prober.metrics import ProberMetrics
-from services.prober.posterior import Posterior, Prior
+from services.prober.posterior import Posterior
+from services.prober.prior import Prior
 from services.prober.promotion import Promotions, folder_of
 from services.prober.registry import Registry
 from services.prober.rollout import Rollout, Rollouts, mismatch, position, read_rollout, write_rollout
