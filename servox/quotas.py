@@ -87,6 +87,14 @@ def until_midnight_s(now_s: float) -> float:
     return DAY_S - now_s % DAY_S
 
 
+def _used_up(used_s: float, limit_s: float, now_s: float) -> OverQuota:
+    return OverQuota(
+        f"{used_s:.0f} of your {limit_s:g} s of audio a day are used, and this is more: go on after midnight UTC, or "
+        "ask for more",
+        retry_after_s=until_midnight_s(now_s),
+    )
+
+
 class Account:
     """What one caller has used; the event loop is its only thread.
 
@@ -130,11 +138,13 @@ class Account:
         if already:
             self._day = Day(number=self._day.number, used_s=self._day.used_s + audio_s)
             return
-        raise OverQuota(
-            f"{self._day.used_s:.0f} of your {limit_s:g} s of audio a day are used, and this needs {audio_s:.1f} s: go "
-            "on after midnight UTC, or ask for more",
-            retry_after_s=until_midnight_s(now_s),
-        )
+        raise _used_up(self._day.used_s, limit_s, now_s)
+
+    def left(self, allowance: Allowance) -> None:
+        """Raises OverQuota where nothing is left today."""
+        now_s, limit_s = self._clock(), allowance.audio_s_per_day
+        if limit_s and self._day.number == day_at(now_s) and self._day.used_s >= limit_s:
+            raise _used_up(self._day.used_s, limit_s, now_s)
 
     @contextmanager
     def stream(self, allowance: Allowance) -> Iterator[None]:

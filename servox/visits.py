@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 from servox.callers import ANYBODY, Caller, arrive
@@ -54,11 +55,15 @@ class Visit:
         """Counts audio; see `Account.hear`."""
         self._account.hear(audio_s, self._allowance, already=already)
 
+    def left(self) -> None:
+        """Raises OverQuota where no audio is left today, for audio whose length is not known yet."""
+        self._account.left(self._allowance)
+
     def stream(self) -> contextlib.AbstractContextManager[None]:
         """Counts a stream; see `Account.stream`."""
         return self._account.stream(self._allowance)
 
-    async def during(self, coming: Awaitable[T]) -> T:
+    async def during(self, coming: Callable[[], Awaitable[T]]) -> T:
         """What is coming, unless the visit ends first: it is checked every second.
 
         Raises:
@@ -66,14 +71,17 @@ class Visit:
         """
         self.check()
         if not self.ends:
-            return await coming
-        pending = asyncio.ensure_future(coming)
+            return await coming()
+        pending = asyncio.ensure_future(coming())
         try:
             while not pending.done():
                 await asyncio.wait({pending}, timeout=CHECK_EVERY_S)
                 if not pending.done():
                     self.check()
             return pending.result()
+        except ServoxError:
+            await _dropped(pending)
+            raise
         finally:
             pending.cancel()
 
@@ -81,7 +89,7 @@ class Visit:
         """Messages of the caller, for as long as the visit lasts; its end is raised after what came before it."""
         while True:
             try:
-                message = await self.during(_next(messages))
+                message = await self.during(partial(_next, messages))
             except StopAsyncIteration:
                 return
             except _Ended:
@@ -108,6 +116,11 @@ class Visit:
             raise
         finally:
             cutting.stop()
+
+
+async def _dropped(pending: "asyncio.Future[Any]") -> None:
+    pending.cancel()
+    await asyncio.gather(pending, return_exceptions=True)
 
 
 class _Ended(Exception):

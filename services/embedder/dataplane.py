@@ -16,6 +16,7 @@ import numpy.typing as npt
 from servox.audio import Pcm
 from servox.errors import BadInput, DeadlineExpired
 from servox.tracing import record, span
+from servox.visits import visit
 
 from .bundle import Bundle
 from .decoding import Decoder, guess_s
@@ -99,6 +100,7 @@ class Dataplane:
         Raises:
             BadInput: a request, or audio, that no retry will help.
             Overloaded: too much audio is in flight, or too much for this deadline.
+            OverQuota: the caller has no audio left today.
             DeadlineExpired: the answer would come after `deadline_s`.
             Unavailable: the device is gone.
         """
@@ -120,6 +122,7 @@ class Dataplane:
                 clip = await self._decoder.decode(request.audio, truncate_ms=request.truncate_ms, deadline_s=deadline_s)
             decoded_s = time.monotonic()
             seat.amend(clip.duration_ms / 1000)
+            visit().hear(clip.duration_ms / 1000)
             _in_time(deadline_s, decoded_s, "decoded")
             answer = await self._engine.run(clip.samples, frames=request.pooling == "frames", deadline_s=deadline_s)
             spent = Spent(

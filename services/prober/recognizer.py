@@ -18,6 +18,7 @@ import numpy as np
 
 from servox.errors import ShortAudio, SilentAudio, TooLarge
 from servox.v1 import common_pb2
+from servox.visits import visit
 
 from .answers import Recognition, Window, overall
 from .embedder import Embedded, Embedder, abstention_of
@@ -78,10 +79,12 @@ class Recognizer:
             ServoxError: what the embedder says of the audio; HeadMismatch; Unavailable.
         """
         started = time.perf_counter()
+        visit().left()
         each = await self._listen(sound, every_window) if self._voice else None
         embedded = None
         if each is None or each.abstention is None:
             each, embedded = await self._embed(sound, posterior, each, every_window)
+        visit().hear(each.cut.end_ms / 1000, already=True)
         bundle = embedded.bundle if embedded else await self._bundle(posterior)
         window, timings = self._window(each, embedded, posterior), common_pb2.Timings()
         if embedded:

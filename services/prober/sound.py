@@ -9,6 +9,7 @@ import numpy as np
 from servox import audio
 from servox.errors import BadAudio, DeadlineExpired
 from servox.v1 import common_pb2
+from servox.visits import metered
 
 from .windows import Cut, Cutter, Grid, Samples
 
@@ -91,7 +92,7 @@ class Chunks:
 async def live(chunks: AsyncIterator[Samples], shape: Grid, next_window: int = 0) -> AsyncIterator[Cut]:
     """Windows of samples as they come; see `Cutter` for `next_window`."""
     cutter = Cutter(shape, next_window=next_window)
-    async for samples in chunks:
+    async for samples in metered(chunks, shape.rate_hz):
         for cut in cutter.push(samples):
             yield cut
     for cut in cutter.finish():

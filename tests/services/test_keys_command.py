@@ -26,8 +26,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(path: Path) -> Run:
     def call(*arguments: str) -> Result:
-        answer = CliRunner().invoke(keys_app, [*arguments, "--file", str(path)], catch_exceptions=False)
-        return answer
+        return CliRunner().invoke(keys_app, [*arguments, "--file", str(path)], catch_exceptions=False)
 
     return call
 

@@ -88,7 +88,7 @@ def receiving(visit: Visit, receive: Receive, kind: str) -> Receive:
 
     async def received() -> Message:
         if kind == "websocket":
-            return await visit.during(receive())
+            return await visit.during(receive)
         visit.check()
         return await receive()
 
