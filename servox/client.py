@@ -46,6 +46,7 @@ from servox.answers import (
 from servox.capture import Microphone
 from servox.errors import BadInput, BadSetting, DeadlineExpired, Overloaded, ServoxError, Unavailable
 from servox.live import CLOCKS_S, Asked, Encoded, Recording, Sound, late, stream
+from servox.operating import GateResult, HeadEvent, Operating, Promoted, Rollout
 from servox.replies import bundle_from_proto, recognition_from_proto, summary_from_proto, timings_from_proto
 from servox.resending import embed_all, pause_s
 from servox.rpc import Tls, channel, translated
@@ -65,13 +66,17 @@ __all__ = [
     "Clips",
     "Embedding",
     "Failed",
+    "GateResult",
     "Head",
+    "HeadEvent",
     "HeadSummary",
     "Heard",
     "Microphone",
     "Pooling",
     "Prior",
+    "Promoted",
     "Recognition",
+    "Rollout",
     "Source",
     "Stage",
     "SyncClient",
@@ -106,7 +111,7 @@ CONNECT_S = 30.0
 RECONNECT_S = 30.0
 
 
-class Client:
+class Client(Operating):
     """Talks to an embedder, a prober, or both; use it inside the event loop that made it.
 
     Args:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from servox.answers import Embedding, Failed, HeadSummary, Heard, Recognition
+from servox.operating import HeadEvent, Promoted, Rollout
 from servox.sources import Audio, Clip, Source
 from servox.v1 import embedder_pb2
 
@@ -92,6 +93,26 @@ class SyncClient:
     def heads(self, prefix: str = "", *, timeout_s: float | None = None) -> list[HeadSummary]:
         """`Client.heads`."""
         return self._wait(self._client.heads(prefix, timeout_s=timeout_s))
+
+    def promote(self, head: str, **options: Any) -> Promoted:  # noqa: ANN401 -- those of Client.promote
+        """`Client.promote`, with its options."""
+        return self._wait(self._client.promote(head, **options))
+
+    def rollback(self, name: str, **options: Any) -> HeadSummary:  # noqa: ANN401 -- those of Client.rollback
+        """`Client.rollback`, with its options."""
+        return self._wait(self._client.rollback(name, **options))
+
+    def history(self, name: str, *, timeout_s: float | None = None) -> list[HeadEvent]:
+        """`Client.history`."""
+        return self._wait(self._client.history(name, timeout_s=timeout_s))
+
+    def rollout(self, name: str, *, timeout_s: float | None = None) -> Rollout:
+        """`Client.rollout`."""
+        return self._wait(self._client.rollout(name, timeout_s=timeout_s))
+
+    def set_rollout(self, name: str, rollout: Rollout, *, reason: str = "", timeout_s: float | None = None) -> Rollout:
+        """`Client.set_rollout`."""
+        return self._wait(self._client.set_rollout(name, rollout, reason=reason, timeout_s=timeout_s))
 
     def _each(self, answers: AsyncGenerator[T, None]) -> Iterator[T]:
         try:

@@ -1,0 +1,52 @@
+"""The client of operators, with and without an event loop, against a prober with real heads."""
+# ruff: noqa: ANN401 -- fixtures' types
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from servox.client import Client, Rollout, SyncClient
+from servox.errors import NotFound, Refused, Unavailable
+from tests.prober.test_rollout import DARK, NEW, OLD, rolled_out
+
+
+async def test_an_operator_promotes_and_rolls_back(pair: Any, corpus: Any) -> None:
+    await rolled_out(pair, corpus)
+    async with Client(prober=pair.address) as client:
+        promoted = await client.promote(f"toy:{NEW}", replaces=OLD, reason="better")
+        assert promoted.summary.production
+        assert ("out_of_fold.margin", True) in {(each.rule, each.passed) for each in promoted.gate}
+        with pytest.raises(Refused, match=f"version {NEW} is in production, not {OLD}"):
+            await client.promote(f"toy:{DARK}", replaces=OLD)
+        assert (await client.rollback("toy", replaces=NEW, reason="worse")).head.version == OLD
+        wanted = Rollout(canary=NEW, canary_share=0.1, shadow=DARK, shadow_share=0.5)
+        await client.set_rollout("toy", wanted, reason="try")
+        found = await client.rollout("toy")
+        assert (found.production, found.canary, found.canary_share, found.shadow) == (OLD, NEW, 0.1, DARK)
+        events = await client.history("toy")
+        assert [event.action for event in events][-3:] == ["promoted", "rolled_back", "rolled_out"]
+        assert (events[-3].version, events[-3].replaced, events[-3].reason) == (NEW, OLD, "better")
+        with pytest.raises(NotFound):
+            await client.history("nobody")
+
+
+async def test_the_same_without_an_event_loop(pair: Any, corpus: Any) -> None:
+    await rolled_out(pair, corpus)
+
+    def work() -> list[str]:
+        with SyncClient(prober=pair.address) as client:
+            client.promote(f"toy:{NEW}", reason="better")
+            client.rollback("toy")
+            client.set_rollout("toy", Rollout(shadow=DARK, shadow_share=1.0))
+            assert client.rollout("toy").shadow == DARK
+            return [event.action for event in client.history("toy")]
+
+    actions = await asyncio.to_thread(work)
+    assert actions == ["promoted", "rolled_out", "promoted", "rolled_back", "rolled_out"]
+
+
+async def test_a_change_is_sent_once(tmp_path: Any) -> None:
+    async with Client(prober=f"unix:{tmp_path / 'nobody.sock'}") as client:
+        with pytest.raises(Unavailable):
+            await client.rollback("toy", timeout_s=20)
