@@ -153,58 +153,57 @@ def drawn(corpora: Sequence[Corpus], clips: int) -> list[Sample]:
 
 def report(shown: Any, answered: Sequence[Answered], truth: dict[str, list[Answered]]) -> dict[str, Any]:  # noqa: ANN401
     """Prints what the prober's figures show and what is true; the same for machines."""
-    heads = (
-        "stage",
-        "version",
-        "calls",
-        "failed",
-        "mean confidence",
-        "abstained",
-        "answers",
-        "callers",
-        "macro-F1 (truth)",
-    )
-    table, rows = Table(*heads), []
-    for figures in shown.stages:
-        stage = prober_pb2.Stage.Name(figures.stage).removeprefix("STAGE_").lower()
-        own = [each for each in answered if each.stage == stage]
-        shares = {label: count / max(1, figures.windows) for label, count in sorted(figures.labels.items())}
-        row = {
-            "stage": stage,
-            "version": figures.version,
-            "calls": figures.calls,
-            "failed": figures.failed,
-            "confidence": round(figures.confidence, 4),
-            "abstained": figures.abstained,
-            "answers": {label: round(share, 3) for label, share in shares.items()},
-            "callers": len({each.caller for each in own}),
-            "macro_f1": round(macro_f1([(each.truth, each.answer) for each in own if each.answer]), 4) if own else None,
-        }
-        rows.append(row)
-        table.add_row(*(str(row[name]) for name in row))
+    rows = [row_of(figures, answered) for figures in shown.stages]
+    labels = sorted({label for row in rows for label in row["answers"]})
+    table = Table("stage", *(row["stage"] for row in rows), box=None, pad_edge=False)
+    for name in ("callers", "calls", "failed", "abstained", "confidence"):
+        table.add_row(name, *(str(row[name]) for row in rows))
+    for label in labels:
+        table.add_row(f"answered {label}", *(f"{row['answers'].get(label, 0.0):.3f}" for row in rows))
+    table.add_row("macro-F1 (truth)", *(str(row["macro_f1"]) for row in rows))
     shadow = shown.shadow
-    disagreed = shadow.disagreed / max(1, shadow.windows)
-    scores = {
-        name: round(macro_f1([(each.truth, each.answer) for each in each_truth if each.answer]), 4)
-        for name, each_truth in truth.items()
-    }
-    moved = {each.caller for each in answered if each.stage == "canary"} & {
-        each.caller for each in answered if each.stage == "production"
-    }
-    Console().print(table)
-    Console().print(
-        f"shadow: {shadow.windows} windows, {disagreed:.1%} answered otherwise, {shadow.divergence:.3f} nats apart, "
-        f"confidence {shadow.confidence_difference:+.3f}, dropped {shadow.dropped}, unfit {shadow.unfit}\n"
-        f"truth: macro-F1 old {scores['old']:.3f}, new {scores['new']:.3f}; callers who met both: {len(moved)}"
-    )
     compared = {
         "windows": shadow.windows,
-        "disagreed": round(disagreed, 4),
-        "divergence": round(shadow.divergence, 4),
+        "disagreed": round(shadow.disagreed / max(1, shadow.windows), 4),
+        "divergence_nats": round(shadow.divergence, 4),
         "confidence_difference": round(shadow.confidence_difference, 4),
         "dropped": shadow.dropped,
+        "unfit": shadow.unfit,
     }
-    return {"stages": rows, "shadow": compared, "truth": scores, "callers_who_met_both": len(moved)}
+    true = {name: scored(each) for name, each in truth.items()}
+    stages: dict[str, set[str]] = {}
+    for each in answered:
+        stages.setdefault(each.caller, set()).add(each.stage)
+    both = sum(len(met) > 1 for met in stages.values())
+    console = Console(width=120)
+    console.print(table)
+    console.print("shadow:", ", ".join(f"{name} {value}" for name, value in compared.items()))
+    console.print(f"truth: macro-F1 old {true['old']}, new {true['new']}; callers who met both: {both}")
+    return {"stages": rows, "shadow": compared, "truth": true, "callers_who_met_both": both}
+
+
+def row_of(figures: Any, answered: Sequence[Answered]) -> dict[str, Any]:  # noqa: ANN401 -- of the stubs
+    """One stage: what the prober's figures say, and what is true of its answers."""
+    stage = prober_pb2.Stage.Name(figures.stage).removeprefix("STAGE_").lower()
+    own = [each for each in answered if each.stage == stage]
+    total = max(1, sum(figures.labels.values()))
+    return {
+        "stage": stage,
+        "version": figures.version,
+        "callers": len({each.caller for each in own}),
+        "calls": figures.calls,
+        "failed": figures.failed,
+        "abstained": figures.abstained,
+        "confidence": round(figures.confidence, 4),
+        "answers": {label: round(count / total, 3) for label, count in sorted(figures.labels.items())},
+        "macro_f1": scored(own),
+    }
+
+
+def scored(answered: Sequence[Answered]) -> float | None:
+    """Macro-F1 of what has an answer."""
+    pairs = [(each.truth, each.answer) for each in answered if each.answer]
+    return round(macro_f1(pairs), 4) if pairs else None
 
 
 def parsed() -> argparse.Namespace:
