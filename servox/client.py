@@ -46,7 +46,16 @@ from servox.answers import (
 from servox.capture import Microphone
 from servox.errors import BadInput, BadSetting, DeadlineExpired, Overloaded, ServoxError, Unavailable
 from servox.live import CLOCKS_S, Asked, Encoded, Recording, Sound, late, stream
-from servox.operating import GateResult, HeadEvent, Operating, Promoted, Rollout
+from servox.operating import (
+    Comparison,
+    GateResult,
+    HeadEvent,
+    Operating,
+    Promoted,
+    Rollout,
+    ShadowFigures,
+    StageFigures,
+)
 from servox.replies import bundle_from_proto, recognition_from_proto, summary_from_proto, timings_from_proto
 from servox.resending import embed_all, pause_s
 from servox.rpc import Tls, channel, translated
@@ -64,6 +73,7 @@ __all__ = [
     "Client",
     "Clip",
     "Clips",
+    "Comparison",
     "Embedding",
     "Failed",
     "GateResult",
@@ -77,8 +87,10 @@ __all__ = [
     "Promoted",
     "Recognition",
     "Rollout",
+    "ShadowFigures",
     "Source",
     "Stage",
+    "StageFigures",
     "SyncClient",
     "Timings",
     "Tls",

@@ -5,7 +5,7 @@ and send it again; the prober then refuses what was made already, and says what 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,63 @@ class Rollout:
     production: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFigures:
+    """What the windows of one stage looked like.
+
+    Attributes:
+        stage: canary, production, or candidate where nothing was promoted.
+        version: that answered.
+        windows: with probabilities.
+        confidence: mean, 0 to 1.
+        abstained: of those windows, out of distribution.
+        labels: windows that did not abstain, by answer.
+        calls: whole clips, files and streams.
+        failed: of those calls.
+    """
+
+    stage: str
+    version: str
+    windows: int
+    confidence: float
+    abstained: int
+    labels: Mapping[str, int]
+    calls: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowFigures:
+    """A shadow beside production, on the same windows.
+
+    Attributes:
+        version: of the shadow.
+        windows: that both scored.
+        disagreed: of those, another most probable class.
+        divergence: mean Jensen-Shannon divergence, nats.
+        confidence_difference: mean, shadow less production.
+        dropped: windows that found the queue full.
+        unfit: windows that the shadow could not read.
+    """
+
+    version: str
+    windows: int
+    disagreed: int
+    divergence: float
+    confidence_difference: float
+    dropped: int
+    unfit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How versions of a name differed so far, by the figures of the replica that was asked."""
+
+    rollout: Rollout
+    stages: tuple[StageFigures, ...]
+    shadow: ShadowFigures | None
+
+
 class Operating(ABC):
     """The part of a client that changes what answers."""
 
@@ -138,6 +195,20 @@ class Operating(ABC):
         answer = await self._asked("GetRollout", prober_pb2.GetRolloutRequest(name=name), timeout_s)
         return _rollout(answer.rollout, answer.production)
 
+    async def compare(self, name: str, *, timeout_s: float | None = None) -> Comparison:
+        """How canary and shadow differed from production, by one replica; /metrics has the same of each.
+
+        Raises:
+            NotFound: no such head.
+            Unavailable: the prober is away.
+        """
+        answer = await self._asked("GetRollout", prober_pb2.GetRolloutRequest(name=name), timeout_s)
+        return Comparison(
+            rollout=_rollout(answer.rollout, answer.production),
+            stages=tuple(_stage(figures) for figures in answer.stages),
+            shadow=_shadow(answer.shadow) if answer.HasField("shadow") else None,
+        )
+
     async def set_rollout(
         self, name: str, rollout: Rollout, *, reason: str = "", timeout_s: float | None = None
     ) -> Rollout:
@@ -186,4 +257,30 @@ def _rollout(rollout: prober_pb2.Rollout, production: str) -> Rollout:
         shadow=rollout.shadow,
         shadow_share=rollout.shadow_share,
         production=production,
+    )
+
+
+def _stage(figures: prober_pb2.StageFigures) -> StageFigures:
+    stage = prober_pb2.Stage.Name(figures.stage).removeprefix("STAGE_").lower()
+    return StageFigures(
+        stage="candidate" if stage == "unspecified" else stage,
+        version=figures.version,
+        windows=figures.windows,
+        confidence=figures.confidence,
+        abstained=figures.abstained,
+        labels=dict(figures.labels),
+        calls=figures.calls,
+        failed=figures.failed,
+    )
+
+
+def _shadow(figures: prober_pb2.ShadowFigures) -> ShadowFigures:
+    return ShadowFigures(
+        version=figures.version,
+        windows=figures.windows,
+        disagreed=figures.disagreed,
+        divergence=figures.divergence,
+        confidence_difference=figures.confidence_difference,
+        dropped=figures.dropped,
+        unfit=figures.unfit,
     )

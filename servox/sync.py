@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from servox.answers import Embedding, Failed, HeadSummary, Heard, Recognition
-from servox.operating import HeadEvent, Promoted, Rollout
+from servox.operating import Comparison, HeadEvent, Promoted, Rollout
 from servox.sources import Audio, Clip, Source
 from servox.v1 import embedder_pb2
 
@@ -109,6 +109,10 @@ class SyncClient:
     def rollout(self, name: str, *, timeout_s: float | None = None) -> Rollout:
         """`Client.rollout`."""
         return self._wait(self._client.rollout(name, timeout_s=timeout_s))
+
+    def compare(self, name: str, *, timeout_s: float | None = None) -> Comparison:
+        """`Client.compare`."""
+        return self._wait(self._client.compare(name, timeout_s=timeout_s))
 
     def set_rollout(self, name: str, rollout: Rollout, *, reason: str = "", timeout_s: float | None = None) -> Rollout:
         """`Client.set_rollout`."""

@@ -1,4 +1,7 @@
-"""`servox heads promote | rollback | history | canary | shadow | rollout`: what answers, on the registry at hand."""
+"""`servox heads promote | rollback | history | canary | shadow | rollout | compare`: what answers, and who decides.
+
+All but `compare` work on the registry at hand; what they write, every prober on it follows with its next call.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from servox.client import StageFigures, SyncClient
 from servox.errors import BadInput
 
 from .command_options import AsJson, Folder, Named, Reason, at_work, open_registry, print_last
@@ -122,6 +126,28 @@ def show_rollout(name: Named, heads: Folder = None, as_json: AsJson = False) -> 
     print_last({"name": bare, "production": production, **asdict(rollout)}, as_json=as_json)
 
 
+def compare_versions(
+    name: Named,
+    address: Annotated[str, typer.Option(help="Of the prober that answers.")] = "localhost:50052",
+    as_json: AsJson = False,
+) -> None:
+    """Show how canary and shadow differ from production so far, by the figures of a prober that runs."""
+    with SyncClient(prober=address) as client:
+        found = client.compare(name.partition(":")[0])
+    for figures in found.stages:
+        typer.echo(_line_of(figures))
+    if (shadow := found.shadow) is not None:
+        typer.echo(
+            f"shadow {shadow.version}: {shadow.windows} windows, {shadow.disagreed / max(1, shadow.windows):.1%} "
+            f"answered otherwise, {shadow.divergence:.3f} nats apart, confidence {shadow.confidence_difference:+.3f}; "
+            f"{shadow.dropped} dropped, {shadow.unfit} unfit"
+        )
+    if not found.stages:
+        canary, shown = found.rollout.canary or "none", found.rollout.shadow or "none"
+        typer.echo(f"{name}: nothing to compare yet; canary {canary}, shadow {shown}")
+    print_last(asdict(found), as_json=as_json)
+
+
 def table_of(results: Sequence[Result]) -> Table:
     """What the gate says, a row a rule."""
     table = Table("rule", "", "found", box=None, pad_edge=False)
@@ -129,6 +155,15 @@ def table_of(results: Sequence[Result]) -> Table:
         passed = "passed" if result.passed else "[red]failed[/]"
         table.add_row(escape(result.rule), passed, escape(result.found))
     return table
+
+
+def _line_of(figures: StageFigures) -> str:
+    shares = {label: count / figures.windows for label, count in sorted(figures.labels.items())}
+    said = ", ".join(f"{label} {share:.1%}" for label, share in shares.items())
+    return (
+        f"{figures.stage} {figures.version}: {figures.calls} calls, {figures.failed} failed; {figures.windows} windows, "
+        f"{figures.abstained} abstained, mean confidence {figures.confidence:.3f}; {said or 'no answers'}"
+    )
 
 
 def _chosen(name: str, *, off: bool) -> tuple[str, str]:
@@ -154,4 +189,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "canary": set_canary,
     "shadow": set_shadow,
     "rollout": show_rollout,
+    "compare": compare_versions,
 }

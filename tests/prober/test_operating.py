@@ -2,13 +2,16 @@
 # ruff: noqa: ANN401 -- fixtures' types
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from services.prober.heads_command import heads_app
 from servox.client import Client, Rollout, SyncClient
 from servox.errors import NotFound, Refused, Unavailable
-from tests.prober.test_rollout import DARK, NEW, OLD, rolled_out
+from tests.prober.test_rollout import DARK, NEW, OLD, asked, rolled_out
 
 
 async def test_an_operator_promotes_and_rolls_back(pair: Any, corpus: Any) -> None:
@@ -44,6 +47,22 @@ async def test_the_same_without_an_event_loop(pair: Any, corpus: Any) -> None:
 
     actions = await asyncio.to_thread(work)
     assert actions == ["promoted", "rolled_out", "promoted", "rolled_back", "rolled_out"]
+
+
+async def test_the_command_compares(pair: Any, corpus: Any) -> None:
+    await rolled_out(pair, corpus, canary=NEW, canary_share=0.5, shadow=DARK, shadow_share=1.0)
+    at = ["compare", "toy", "--address", pair.address, "--json"]
+    nothing = await asyncio.to_thread(CliRunner().invoke, heads_app, at)
+    assert f"nothing to compare yet; canary {NEW}, shadow {DARK}" in nothing.output
+    for session in map(str, range(8)):
+        await asked(pair, session=session)
+    done = await asyncio.to_thread(CliRunner().invoke, heads_app, at, env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output.splitlines()[-1])
+    assert {figures["stage"]: figures["version"] for figures in found["stages"]} == {"canary": NEW, "production": OLD}
+    assert sum(figures["calls"] for figures in found["stages"]) == 8
+    assert f"production {OLD}: " in done.output
+    assert f"shadow {DARK}: " in done.output
 
 
 async def test_a_change_is_sent_once(tmp_path: Any) -> None:
