@@ -161,8 +161,8 @@ def _line_of(figures: StageFigures) -> str:
     shares = {label: count / figures.windows for label, count in sorted(figures.labels.items())}
     said = ", ".join(f"{label} {share:.1%}" for label, share in shares.items())
     return (
-        f"{figures.stage} {figures.version}: {figures.calls} calls, {figures.failed} failed; {figures.windows} windows, "
-        f"{figures.abstained} abstained, mean confidence {figures.confidence:.3f}; {said or 'no answers'}"
+        f"{figures.stage} {figures.version}: {figures.calls} calls, {figures.failed} failed; {figures.windows} "
+        f"windows, {figures.abstained} abstained, mean confidence {figures.confidence:.3f}; {said or 'no answers'}"
     )
 
 
