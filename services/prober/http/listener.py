@@ -9,7 +9,9 @@ import asyncio
 import logging
 import socket
 import ssl
+import sys
 from email.utils import formatdate
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +31,7 @@ from .entrance import CERTIFICATE
 from .problems import MEDIA_TYPE, Problem
 from .traffic import Traffic
 
+HEADER_BYTES = 16 << 10  # request line and headers together
 MESSAGE_BYTES = 1 << 20  # of the WebSocket: 5 s of 48 kHz stereo float
 BACKLOG = 512
 PING_S = 20.0
@@ -104,10 +107,15 @@ class _Http(H11Protocol):
         self._reading.watch(False)
 
     def send_400_response(self, msg: str) -> None:
-        """Bytes that are not HTTP, in our own form."""
+        """Bytes that are not HTTP as we take it, in our own form; uvicorn calls this as it handles the error."""
+        error = sys.exception()
+        status = HTTPStatus(error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400)
         detail = f"{msg.rstrip('.')}: send HTTP/1.1"
-        body = dumps(Problem(status=400, kind="BadRequest", detail=detail).members(""))
-        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+        if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            detail = f"request line and headers of more than {HEADER_BYTES} bytes: send fewer, or shorter ones"
+        body = dumps(Problem(status=status, kind=status.phrase.replace(" ", ""), detail=detail).members(""))
+        first = f"HTTP/1.1 {status.value} {status.phrase}"
+        head = f"{first}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
         self.transport.write(f"{head}Connection: close\r\n\r\n".encode() + body)
         self.transport.close()
 
@@ -166,6 +174,7 @@ class Listener:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
+            h11_max_incomplete_event_size=HEADER_BYTES,
             ws_max_size=MESSAGE_BYTES,
             ws_ping_interval=PING_S,
             ws_ping_timeout=None,  # a stream that waits for the embedder is not read, and so hears no pong

@@ -1,6 +1,7 @@
 """Every route and what it refuses: status, kind, the parameter that is meant, as problem+json and as described."""
 # ruff: noqa: ANN401 -- types of a conftest cannot be imported
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,6 +204,20 @@ async def test_bytes_that_are_not_http_get_a_problem(face: Any) -> None:
     raw = await face.raw(b"\x00\x01\x02 hello\r\n\r\n")
     assert raw.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"application/problem+json" in raw
+
+
+async def test_headers_that_are_too_long_are_refused_as_such(face: Any) -> None:
+    raw = await face.raw(b"GET /v1/heads HTTP/1.1\r\nHost: a\r\nX-Long: " + b"a" * (17 << 10))
+    head, body = raw.split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert b"application/problem+json" in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["kind"]) == (431, "RequestHeaderFieldsTooLarge")
+    assert "16384 bytes" in problem["detail"]
+    within = await face.raw(
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Long: " + b"a" * (15 << 10) + b"\r\n\r\n"
+    )
+    assert within.startswith(b"HTTP/1.1 200 ")
 
 
 async def test_a_fault_of_the_server_tells_nothing_of_itself(
