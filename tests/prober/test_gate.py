@@ -1,6 +1,7 @@
 """The gate: the file of rules, and each rule failing alone."""
 
 import dataclasses
+import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.prober.card import OutOfFold
 from services.prober.evaluations import CorpusScores, Evaluation, evaluation_from_json
-from services.prober.gate import Known, Rules, judge, load_rules, refused
+from services.prober.gate import DEFAULTS, Known, Rules, judge, load_rules, refused
 from services.prober.settings import Settings
 from servox.errors import BadInput, BadSetting
 from tests.prober.test_registry import GOOD, head
@@ -226,3 +227,10 @@ def test_only_an_old_evaluation_is_too_old(days: float) -> None:
     created = (NOW - timedelta(days=days)).isoformat()
     what = known(evaluation=dataclasses.replace(EVALUATION, created=created))
     assert ("evaluation.max_age_days" in failed(what, load_rules())) == (days > 365)
+
+
+def test_the_page_has_every_rule_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "promotion.md").read_text()
+    for table, rules in tomllib.loads(DEFAULTS.read_text()).items():
+        for rule, value in rules.items():
+            assert f"| `{table}.{rule}` | {str(value).lower()} |" in page
