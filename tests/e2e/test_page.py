@@ -13,6 +13,7 @@ import urllib.request
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, "SERVOX_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
-def _servox(home: Path, *arguments: object) -> None:
+def _servox(home: Path, *arguments: object) -> str:
     command = [str(SERVOX), *map(str, arguments)]
     done = subprocess.run(command, env=_environment(home), capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _free_port() -> int:
@@ -53,50 +55,47 @@ def _ready(address: str, process: subprocess.Popen[bytes]) -> None:
     pytest.fail("not ready after a minute")
 
 
+POLICY = """purposes = ["research"]
+notice = "A machine guesses emotions from your voice."
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Addresses of two probers on the same heads and embedder; the second wants a key. A recording, and a key."""
+
+    address: str
+    locked: str
+    speech: Path
+    key: str
+
+
 @pytest.fixture(scope="module")
-def served(
-    browser_command: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Path]]:
-    """Address of a prober with two heads on generated speech and an embedder behind it; a recording."""
+def served(browser_command: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Probers with two heads on generated speech, and an embedder behind them."""
     home = tmp_path_factory.mktemp("page")
     synthesis.write(home / "data")
     _servox(home, "export", "logmel", "--out", home / "logmel", "--clips", home / "data")
-    _servox(
-        home,
-        "evaluate",
-        "run",
-        "--data",
-        home / "data",
-        "--bundle",
-        home / "logmel",
-        "--corpora",
-        "emodb",
-        "--seeds",
-        1,
-    )
-    grpc_port, http_port = _free_port(), _free_port()
+    run = ("--data", home / "data", "--bundle", home / "logmel", "--corpora", "emodb", "--seeds", 1)
+    _servox(home, "evaluate", "run", *run)
+    (home / "policy.toml").write_text(POLICY)
+    key = _servox(home, "keys", "create", "--name", "page", "--file", home / "keys.json").strip()
+    embedder, ports = _free_port(), (_free_port(), _free_port())
+    prober = ("prober", "--embedder", f"127.0.0.1:{embedder}", "--grpc-port", 0, "--metrics-port", 0)
     services = (
-        ("embedder", "--bundle", home / "logmel", "--grpc-port", grpc_port, "--metrics-port", 0),
-        (
-            "prober",
-            "--embedder",
-            f"127.0.0.1:{grpc_port}",
-            "--grpc-port",
-            0,
-            "--http-port",
-            http_port,
-            "--metrics-port",
-            0,
-        ),
+        ("embedder", "--bundle", home / "logmel", "--grpc-port", embedder, "--metrics-port", 0),
+        (*prober, "--http-port", ports[0]),
+        (*prober, "--http-port", ports[1], "--keys", home / "keys.json", "--policy", home / "policy.toml"),
     )
     with ExitStack() as stack:
         for arguments in services:
             command = [str(SERVOX), "serve", *map(str, arguments)]
             process = stack.enter_context(subprocess.Popen(command, env=_environment(home)))
             stack.callback(process.terminate)
-        address = f"http://127.0.0.1:{http_port}"
-        _ready(address, process)
-        yield address, _recording(home)
+        addresses = [f"http://127.0.0.1:{port}" for port in ports]
+        for address in addresses:
+            _ready(address, process)
+        yield Served(address=addresses[0], locked=addresses[1], speech=_recording(home), key=key)
 
 
 def _recording(home: Path) -> Path:
@@ -112,11 +111,19 @@ def _recording(home: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seen(served: tuple[str, Path], browser_command: Callable[[str], list[str]]) -> dict[str, Any]:
-    address, speech = served
+def seen(served: Served, browser_command: Callable[[str], list[str]]) -> dict[str, Any]:
+    return _browsed(browser_command("page.mjs"), served.address, served.speech)
+
+
+@pytest.fixture(scope="module")
+def seen_locked(served: Served, browser_command: Callable[[str], list[str]]) -> dict[str, Any]:
+    return _browsed(browser_command("page_key.mjs"), served.locked, served.speech, served.key)
+
+
+def _browsed(command: list[str], *arguments: object) -> dict[str, Any]:
     shots = [folder] if (folder := os.environ.get("SERVOX_SHOTS")) else []
-    command = [*browser_command("page.mjs"), address, str(speech), *shots]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    whole = [*command, *map(str, arguments), *shots]
+    done = subprocess.run(whole, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     observed: dict[str, Any] = json.loads(done.stdout)
     return observed
@@ -191,8 +198,8 @@ def test_it_works_by_keyboard(seen: dict[str, Any]) -> None:
     assert all(seen["named"]), "every control has a name for a screen reader"
 
 
-def test_it_asks_only_its_own_server_and_nothing_fails(seen: dict[str, Any], served: tuple[str, Path]) -> None:
-    own = (served[0], served[0].replace("http", "ws"), "blob:")
+def test_it_asks_only_its_own_server_and_nothing_fails(seen: dict[str, Any], served: Served) -> None:
+    own = (served.address, served.address.replace("http", "ws"), "blob:")
     assert [address for address in seen["requests"] if not address.startswith(own)] == []
     assert [line for line in seen["console"] if "422" not in line and "400" not in line and "415" not in line] == []
 
@@ -204,3 +211,28 @@ def test_it_reads_well_on_a_phone_and_in_the_dark(seen: dict[str, Any]) -> None:
         assert seen[theme]["worst"]["contrast"] >= AA, seen[theme]["worst"]
     assert seen["light"]["page"] > 0.9
     assert seen["dark"]["page"] < 0.05
+
+
+def test_a_closed_door_asks_for_a_key(seen_locked: dict[str, Any]) -> None:
+    assert seen_locked["asked"], "the field of the key unfolds by itself"
+    assert "Unauthenticated" in seen_locked["without"] or "key" in seen_locked["without"].lower()
+    assert "key" in seen_locked["wrong"].lower()
+
+
+def test_a_key_opens_both_ways_and_the_notice_is_shown(seen_locked: dict[str, Any]) -> None:
+    for way in ("file", "live"):
+        assert seen_locked[way]["windows"] >= 3
+        assert seen_locked[way]["notice"] == "A machine guesses emotions from your voice."
+        assert "calibration of call-centre: still collecting" in seen_locked[way]["used"]
+
+
+def test_a_forbidden_purpose_is_said_both_ways(seen_locked: dict[str, Any]) -> None:
+    assert "workplace" in seen_locked["forbidden"]
+    assert "workplace" in seen_locked["forbiddenLive"]
+
+
+def test_the_key_is_in_no_address_and_is_kept_nowhere(served: Served, seen_locked: dict[str, Any]) -> None:
+    secret = served.key.split("_", 2)[2]
+    assert len(secret) == 43
+    assert not [address for address in seen_locked["requests"] if secret in address]
+    assert secret not in seen_locked["stored"]
