@@ -185,12 +185,14 @@ def _read(file: Path | None) -> dict[str, Any]:
 def _explain(error: ValidationError, prefix: str, given: dict[str, Any], from_file: dict[str, Any]) -> str:
     lines = []
     for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"]) or "settings"
+        if not problem["loc"]:  # of several fields, which its text names
+            lines.append(problem["msg"].removeprefix("Value error, "))
+            continue
+        field = ".".join(str(part) for part in problem["loc"])
         variable = f"{prefix}{field}".upper()
         if problem["type"] == "missing":
             lines.append(f"{field}: missing; give --{field.replace('_', '-')}, {variable} or a settings file")
             continue
         origin = "flag" if field in given else "file" if field in from_file else f"environment variable {variable}"
-        value = f" = {problem['input']!r}" if problem["loc"] else ""
-        lines.append(f"{field}{value} (from {origin}): {problem['msg'].removeprefix('Value error, ')}")
+        lines.append(f"{field} = {problem['input']!r} (from {origin}): {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

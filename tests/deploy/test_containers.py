@@ -3,6 +3,7 @@
 What differs from the cluster: free ports, no waiting for endpoints, and volumes that are folders here.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -23,10 +24,15 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.embedder.export import export
+from servox.errors import Unauthenticated
+from servox.key_file import create
+from servox.keys import Key
+from servox.rpc import channel, translated
+from servox.v1 import prober_pb2, prober_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy/k8s/base"
-STATE = "/var/lib/servox"
+STATE, SECRETS = "/var/lib/servox", "/etc/servox"
 READY_WITHIN_S = 120
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("containers")]  # one export for all
@@ -118,6 +124,17 @@ class Running:
         return self.process.wait(within_s)
 
 
+def secrets_at(folder: Path) -> Path:
+    """What README.md has an operator put into the cluster's Secrets, where the pods see it."""
+    if not folder.exists():
+        (folder / "keys").mkdir(parents=True)
+        (folder / "peers").mkdir()
+        for name, scopes in (("prober", ("embed",)), ("evaluator", ("embed", "train", "evaluate"))):
+            text, _ = create(folder / "keys/keys.json", Key(id="", name=name, sha256="", scopes=scopes))
+            (folder / "peers" / name).write_text(text)
+    return folder
+
+
 Start = Callable[[str], Running]
 
 
@@ -145,7 +162,10 @@ def start(tmp_path: Path, bundle: Path) -> Iterator[Start]:
             "HOME": str(scratch),
             "TMPDIR": str(scratch),
         }
-        variables = {name: value.replace(STATE, str(volumes)) for name, value in variables.items()}
+        secrets = secrets_at(tmp_path / "secrets")
+        variables = {
+            name: value.replace(STATE, str(volumes)).replace(SECRETS, str(secrets)) for name, value in variables.items()
+        }
         log = tmp_path / f"{service}.log"
         with log.open("wb") as sink:
             process = subprocess.Popen(
@@ -172,6 +192,36 @@ def test_it_answers_its_probes_shows_its_metrics_and_ends_on_sigterm(start: Star
     assert running.terminate(grace_s(service)) == 0, running.log.read_text()
     # In a container the working folder is on the read-only image.
     assert list(running.cwd.iterdir()) == []
+
+
+async def test_a_pod_asks_for_a_key_and_has_one_for_its_peers(start: Start, tmp_path: Path) -> None:
+    embedder, prober = start("embedder"), start("prober")
+    embedder.wait_ready("servox.v1.Embedder")
+    prober.wait_ready("servox.v1.Prober")
+    address = f"127.0.0.1:{prober.ports['grpc']}"
+    text, _ = create(tmp_path / "secrets/keys/keys.json", Key(id="", name="reader", sha256="", scopes=("heads",)))
+    request = prober_pb2.ListHeadsRequest()
+    async with channel(address) as stranger, channel(address, key=text) as known:
+        with pytest.raises(Unauthenticated), translated("prober"):
+            await prober_pb2_grpc.ProberStub(stranger).ListHeads(request)  # type: ignore[no-untyped-call]
+        for _ in range(50):  # within a second
+            try:
+                with translated("prober"):
+                    await prober_pb2_grpc.ProberStub(known).ListHeads(request)  # type: ignore[no-untyped-call]
+            except Unauthenticated:
+                await asyncio.sleep(0.1)
+            else:
+                break
+        else:
+            pytest.fail("a key that was added does not count")
+
+
+def test_a_pod_without_keys_says_what_to_set_and_ends(start: Start, tmp_path: Path) -> None:
+    secrets_at(tmp_path / "secrets")
+    (tmp_path / "secrets/keys/keys.json").unlink()
+    running = start("prober")
+    assert running.process.wait(READY_WITHIN_S) == 1
+    assert "make it with `servox keys create`" in running.log.read_text()
 
 
 def test_an_embedder_without_its_bundle_says_so_and_ends(start: Start, tmp_path: Path) -> None:

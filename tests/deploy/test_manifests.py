@@ -265,6 +265,37 @@ def test_claims_exist_and_are_used() -> None:
     assert used == {manifest["metadata"]["name"] for manifest in of_kind("PersistentVolumeClaim")}
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_secrets_are_mounted_where_the_settings_look(service: str) -> None:
+    held = {
+        f"{mount['mountPath']}/{item['path']}"
+        for mount in container(service)["volumeMounts"]
+        for volume in volumes(pod(service), "secret")
+        if volume["name"] == mount["name"]
+        for item in volume["secret"].get("items", [{"path": "keys.json"}])
+    }
+    named_ = {value for value in environment(service).values() if value.startswith("/etc/servox/")}
+    assert held == named_
+    assert all(not writable for path, writable in mounts(service).items() if path.startswith("/etc/servox"))
+    readme = (ROOT / "deploy/k8s/README.md").read_text()
+    for volume in volumes(pod(service), "secret"):
+        assert f"create secret generic {volume['secret']['secretName']} " in readme
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_every_port_has_a_policy_that_says_who_reaches_it(service: str) -> None:
+    spec = named("NetworkPolicy", service)["spec"]
+    assert spec["podSelector"]["matchLabels"].items() <= pod_labels(service).items()
+    opened = [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
+    assert sorted(opened) == sorted(container_ports(service))
+    assert all(rule["from"] for rule in spec["ingress"])
+
+
+def pod_labels(service: str) -> dict[str, str]:
+    labels: dict[str, str] = named("Deployment", service)["spec"]["template"]["metadata"]["labels"]
+    return labels
+
+
 def test_volumes_are_declared_and_mounted() -> None:
     for spec in pods():
         declared = [volume["name"] for volume in spec["volumes"]]
