@@ -27,10 +27,9 @@ from servox import __version__
 from servox.arrays import EmbeddingStore, LabelledClip, clip_set_digest, read_clip_set
 from servox.errors import BadInput, HeadMismatch, NotFound, Refused
 from servox.priors import softmax
-from servox.rpc import channel, translated
 from servox.settings import home
 from servox.telemetry import Metrics
-from servox.v1 import embedder_pb2, prober_pb2, prober_pb2_grpc
+from servox.v1 import embedder_pb2, prober_pb2
 
 from .evaluator import corrections
 from .evaluator.dataset import Corpus, load
@@ -130,23 +129,32 @@ async def judge(
         HeadMismatch: the head reads another bundle.
         BadCorpus: nothing to score on.
     """
-    async with served(bundle, prober, heads) as (embedder, address), channel(address) as opened:
-        stub = prober_pb2_grpc.ProberStub(opened)  # type: ignore[no-untyped-call]
-        peers = Peers(Settings.load({"embedder": embedder, "prober": address, "store": store}))
-        try:
-            with translated(f"prober at {address}"):
-                found = await stub.GetHead(prober_pb2.GetHeadRequest(head=name))
-            head = Judged(card=card_from_json(found.card_json), digest=found.summary.head.digest, message=found.summary)
-            evaluation = await _evaluated(head, peers, data, corpora, store)
-            request = prober_pb2.StoreEvaluationRequest(head=head.card.tag, evaluation_json=evaluation.to_json())
-            with translated(f"prober at {address}"):
-                return evaluation, await stub.StoreEvaluation(request)
-        finally:
-            await peers.close()
+    async with served(bundle, prober, heads) as (embedder, address), _peers(embedder, address, here=not prober) as both:
+        near, far = both
+        found = await far.head(name)
+        head = Judged(card=card_from_json(found.card_json), digest=found.summary.head.digest, message=found.summary)
+        evaluation = await _evaluated(head, near, far, data, corpora, store)
+        return evaluation, await far.store_evaluation(head.card.tag, evaluation.to_json())
 
 
-async def _evaluated(head: Judged, peers: Peers, data: Path, wanted: Sequence[str], store: str) -> Evaluation:
-    bundle = await peers.describe()
+@asynccontextmanager
+async def _peers(embedder: str, prober: str, *, here: bool) -> AsyncIterator[tuple[Peers, Peers]]:
+    """The way to the embedder, which is here, and to the prober, with the evaluator's certificates if it is not."""
+    settings = Settings.load({"embedder": embedder, "prober": prober})
+    plain = {"peer_ca": None, "peer_certificate": None, "peer_private_key": None, "peer_api_key": None}
+    near = Peers(settings.model_copy(update=plain))
+    far = near if here else Peers(settings)
+    try:
+        yield near, far
+    finally:
+        await near.close()
+        await far.close()
+
+
+async def _evaluated(
+    head: Judged, near: Peers, far: Peers, data: Path, wanted: Sequence[str], store: str
+) -> Evaluation:
+    bundle = await near.describe()
     if bundle.bundle.digest != head.card.bundle:
         raise HeadMismatch(
             f"head {head.card.tag} reads bundle {head.card.bundle}, --bundle is {bundle.bundle.digest}: name the one "
@@ -158,9 +166,9 @@ async def _evaluated(head: Judged, peers: Peers, data: Path, wanted: Sequence[st
     events = Events(lambda _: None)
     scored = list[CorpusScores]()
     if eligible:
-        eligible = await _embedded(eligible, head, peers, bundle, store, events)
+        eligible = await _embedded(eligible, head, near, bundle, store, events)
     predictor = Predictor(
-        peers=peers,
+        peers=far,
         store=store,
         bundle=bundle,
         pooling=head.protocol.pooling_name,

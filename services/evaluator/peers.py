@@ -45,6 +45,19 @@ class Peers:
             answer: prober_pb2.PredictResponse = await self._prober.Predict(request)
         return answer
 
+    async def head(self, name: str) -> prober_pb2.GetHeadResponse:
+        """A head and its card."""
+        with translated(self._names[1]):
+            answer: prober_pb2.GetHeadResponse = await self._prober.GetHead(prober_pb2.GetHeadRequest(head=name))
+        return answer
+
+    async def store_evaluation(self, head: str, document: str) -> prober_pb2.StoreEvaluationResponse:
+        """Keeps an evaluation beside its head."""
+        request = prober_pb2.StoreEvaluationRequest(head=head, evaluation_json=document)
+        with translated(self._names[1]):
+            answer: prober_pb2.StoreEvaluationResponse = await self._prober.StoreEvaluation(request)
+        return answer
+
     async def close(self) -> None:
         """Closes both channels."""
         await self._embedder_channel.close()
