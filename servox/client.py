@@ -130,6 +130,7 @@ class Client(Operating):
         embedder: its address: `host:port`, `dns:///name:port` for all replicas, or `unix:/path`.
         prober: likewise.
         tls: whom to trust and who we are; None for plain text.
+        key: API key or token that every call shows, or what tells the present one; None for none.
         in_flight: most clips sent and not answered.
         max_message_bytes: largest message in either direction.
     """
@@ -140,12 +141,13 @@ class Client(Operating):
         embedder: str | None = None,
         prober: str | None = None,
         tls: Tls | None = None,
+        key: str | Callable[[], str] | None = None,
         in_flight: int = 32,
         max_message_bytes: int = 64 << 20,
     ) -> None:
         self._addresses = {"embedder": embedder, "prober": prober}
         self._channels = {
-            name: channel(address, max_message_bytes=max_message_bytes, tls=tls)
+            name: channel(address, max_message_bytes=max_message_bytes, tls=tls, key=key)
             for name, address in self._addresses.items()
             if address
         }
@@ -185,7 +187,13 @@ class Client(Operating):
         return answer
 
     async def embed(
-        self, clips: Clips, *, pooling: Pooling = "mean", layers: Iterable[int] = (), truncate_ms: int = 0
+        self,
+        clips: Clips,
+        *,
+        pooling: Pooling = "mean",
+        layers: Iterable[int] = (),
+        truncate_ms: int = 0,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[Embedding | Failed, None]:
         """Embeds clips and yields them as they finish, in no order.
 
@@ -194,11 +202,15 @@ class Client(Operating):
             pooling: over each clip's own frames.
             layers: of the bundle; empty for its default layer.
             truncate_ms: cut longer audio here; 0 lets the server refuse it.
+            timeout_s: for all clips, further attempts and what the caller does between answers included; None for as
+                long as it takes.
 
         Raises:
             BadInput: an id twice, an unknown pooling.
             Unavailable: the embedder stays away.
+            DeadlineExpired: not finished within `timeout_s`; what was answered until then has been yielded.
         """
+        ends_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         if pooling not in _POOLINGS:
             raise BadInput(f"pooling {pooling!r} is unknown: use {', '.join(_POOLINGS)}")
         wanted = tuple(layers)
@@ -219,14 +231,15 @@ class Client(Operating):
                 )
 
         # An embedder that stays away is noticed here, before anything is read; 0 comes from one that names no limit.
-        limit_bytes = min(self._max_message_bytes, (await self.describe()).max_message_bytes or self._max_message_bytes)
+        described = await self.describe(timeout_s=timeout_s)
+        limit_bytes = min(self._max_message_bytes, described.max_message_bytes or self._max_message_bytes)
         stub = embedder_pb2_grpc.EmbedderStub(self._channel("embedder"))  # type: ignore[no-untyped-call]
         sent = embed_all(stub, requests(), in_flight=self._in_flight, max_message_bytes=limit_bytes)
         async with contextlib.aclosing(sent) as answers:
-            async for name, outcome in answers:
+            while answer := await self._in_time(anext(answers, None), ends_s, timeout_s):
                 while not unreadable.empty():
                     yield unreadable.get_nowait()
-                yield _answer(name, outcome)
+                yield _answer(*answer)
         while not unreadable.empty():
             yield unreadable.get_nowait()
 
@@ -370,6 +383,17 @@ class Client(Operating):
 
     def _peer(self, name: str) -> str:
         return f"{name} at {self._addresses[name]}"
+
+    async def _in_time(self, answer: Awaitable[T], ends_s: float | None, timeout_s: float | None) -> T:
+        """The embedder's next answer; at `ends_s` of the loop's clock it is cancelled, and with it the call."""
+        timer = asyncio.timeout_at(ends_s)
+        try:
+            async with timer:
+                return await answer
+        except TimeoutError:
+            if timeout_s is None or not timer.expired():
+                raise  # the source's own
+            raise late(self._peer("embedder"), timeout_s) from None
 
     async def _retrying(
         self, name: str, call: Callable[[float | None], Awaitable[T]], timeout_s: float | None = None

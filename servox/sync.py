@@ -49,10 +49,19 @@ class SyncClient:
         return self._wait(self._client.describe(timeout_s=timeout_s))
 
     def embed(
-        self, clips: Iterable[Clip], *, pooling: "Pooling" = "mean", layers: Iterable[int] = (), truncate_ms: int = 0
+        self,
+        clips: Iterable[Clip],
+        *,
+        pooling: "Pooling" = "mean",
+        layers: Iterable[int] = (),
+        truncate_ms: int = 0,
+        timeout_s: float | None = None,
     ) -> Iterator[Embedding | Failed]:
         """`Client.embed`."""
-        yield from self._each(self._client.embed(clips, pooling=pooling, layers=layers, truncate_ms=truncate_ms))
+        answers = self._client.embed(
+            clips, pooling=pooling, layers=layers, truncate_ms=truncate_ms, timeout_s=timeout_s
+        )
+        yield from self._each(answers)
 
     def recognize(
         self,

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from servox.client import Client, Clip, Embedding, Failed, SyncClient, files, pcm
-from servox.errors import BadAudio, BadInput, BadSetting, NotFound, Overloaded, TooLarge, Unavailable
+from servox.errors import BadAudio, BadInput, BadSetting, DeadlineExpired, NotFound, Overloaded, TooLarge, Unavailable
 from servox.resending import embed_all, pause_s
 from servox.rpc import Server, channel
 from servox.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
@@ -331,6 +331,55 @@ async def test_leaving_early_leaves_nothing_behind(tmp_path: Path) -> None:
     assert others == set()
 
 
+class Silent(Embedder):
+    """Answers the first clip, and then nothing until the call is cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _, request: _good(request))
+        self.cancelled = asyncio.Event()
+
+    async def EmbedStream(  # noqa: N802
+        self,
+        request_iterator: AsyncIterator[embedder_pb2.EmbedStreamRequest],
+        context: Any,  # noqa: ANN401
+    ) -> AsyncIterator[Answer]:
+        try:
+            async for request in request_iterator:
+                if request.id != "clip 0":
+                    await asyncio.sleep(60)
+                yield _good(request)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+async def test_what_is_not_embedded_in_time_ends_with_the_callers_deadline(tmp_path: Path) -> None:
+    found = set[str]()
+
+    async def heard(clips: Iterable[Clip]) -> None:
+        async for answer in client.embed(clips, timeout_s=1.0):
+            found.add(answer.id)
+
+    embedder = Silent()
+    async with serving(tmp_path, embedder) as address, Client(embedder=address, in_flight=2) as client:
+        with pytest.raises(DeadlineExpired, match=r"embedder at .* did not finish within timeout_s = 1"):
+            await heard(_clips(2))
+        await asyncio.wait_for(embedder.cancelled.wait(), 10)
+        with pytest.raises(DeadlineExpired, match="timeout_s = 1e-05"):
+            await anext(client.embed(_clips(1), timeout_s=1e-5))
+    assert found == {"clip 0"}
+
+
+async def test_a_timeout_of_the_source_is_not_the_callers_deadline(tmp_path: Path) -> None:
+    def source() -> Iterator[Clip]:
+        yield _clips(1)[0]
+        raise TimeoutError("the disk did not answer")
+
+    async with serving(tmp_path, Embedder(lambda _, r: _good(r))) as address, Client(embedder=address) as client:
+        with pytest.raises(TimeoutError, match="the disk"):
+            await _collect(client.embed(source(), timeout_s=60))
+
+
 async def test_calls_wait_out_an_overload(tmp_path: Path) -> None:
     embedder, prober = Embedder(lambda _, r: _good(r)), Prober()
     async with serving(tmp_path, embedder, prober) as address, Client(embedder=address, prober=address) as client:
@@ -386,7 +435,9 @@ async def test_the_sync_face_does_the_same_without_a_loop(tmp_path: Path) -> Non
         with SyncClient(embedder=address, prober=address) as client:
             dims = client.describe().dims
             label = client.recognize(b"abc", head="mine").overall.label
-            answers = client.embed(_clips(30))
+            with pytest.raises(DeadlineExpired, match="timeout_s = 1e-05"):
+                next(iter(client.embed(_clips(1), timeout_s=1e-5)))
+            answers = client.embed(_clips(30), timeout_s=60)
             first = next(iter(answers))
             answers.close()  # type: ignore[attr-defined]  # it is a generator
             assert isinstance(first, Embedding)
