@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from servox.errors import BadSetting, ServoxError, Unavailable
+from servox.keys import key_of_environment
 from servox.rpc import channel, translated
 from servox.settings import home
 from servox.v1 import evaluator_pb2, evaluator_pb2_grpc
@@ -62,7 +63,7 @@ async def evaluate(spec: evaluator_pb2.RunSpec, *, bundle: Path | None, address:
     Raises:
         ServoxError: the run could not start, failed or was cancelled.
     """
-    async with _evaluator(bundle, address) as reachable, channel(reachable) as opened:
+    async with _evaluator(bundle, address) as reachable, channel(reachable, key=key_of_environment()) as opened:
         stub = evaluator_pb2_grpc.EvaluatorStub(opened)  # type: ignore[no-untyped-call]
         with translated(f"evaluator at {reachable}"):
             started = await stub.StartRun(evaluator_pb2.StartRunRequest(spec=spec), wait_for_ready=True, timeout=60)

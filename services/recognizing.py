@@ -11,6 +11,7 @@ import typer
 
 from servox.client import Client
 from servox.errors import BadInput, BadSetting, BundleError, NotFound
+from servox.keys import key_of_environment
 
 from .hearing import FORMATS, NAMED, Answer, Asked, hear, json_text, prior_of
 
@@ -60,7 +61,10 @@ def recognize(
 
 
 async def _collect(files: list[Path], asked: Asked, address: str, bundle: Path | None) -> list[Answer]:
-    async with _prober(address, asked.head, bundle) as reachable, Client(prober=reachable) as client:
+    async with (
+        _prober(address, asked.head, bundle) as reachable,
+        Client(prober=reachable, key=key_of_environment()) as client,
+    ):
         return [answer async for answer in hear(client, files, asked)]
 
 

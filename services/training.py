@@ -22,6 +22,7 @@ from servox import audio
 from servox.arrays import EmbeddingStore, Floats, LabelledClip, write_clip_set
 from servox.client import Client, Clip, Embedding
 from servox.errors import BadCorpus, BadInput, BadSetting
+from servox.keys import key_of_environment
 from servox.settings import home
 from servox.v1 import prober_pb2
 
@@ -160,7 +161,7 @@ async def embed_missing(clips: Sequence[OwnClip], bundle: Bundle, *, store: Embe
 
     with _progress() as bar:
         task = bar.add_task("embed", total=len(clips), completed=len(clips) - len(missing))
-        async with Client(embedder=address) as client:
+        async with Client(embedder=address, key=key_of_environment()) as client:
             wanted = (Clip(id=key, audio=clip.path) for key, clip in missing.items())
             async for answer in client.embed(wanted, pooling="mean", layers=bundle.layers):
                 if not isinstance(answer, Embedding):

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import math
+import os
 import re
 import secrets
 import time
@@ -261,6 +262,16 @@ def own(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._~+/=-]{16,16384}", text):
         raise BadSetting("the key to be sent is no key and no token: give it whole, without quotes or spaces")
     return text
+
+
+def key_of_environment() -> str | None:
+    """The key that the commands of `servox` show to servers: `SERVOX_KEY`, if it is set.
+
+    Raises:
+        BadSetting: it cannot be a key.
+    """
+    text = os.environ.get("SERVOX_KEY", "").strip()
+    return own(text) if text else None
 
 
 def own_key(path: Path) -> Callable[[], str]:

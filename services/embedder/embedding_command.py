@@ -17,6 +17,7 @@ from rich.table import Table
 
 from servox.client import Client, Clip, Embedding, Failed, Pooling
 from servox.errors import BadSetting
+from servox.keys import key_of_environment
 
 from .embedding_files import FORMATS, write_embeddings
 
@@ -73,7 +74,7 @@ async def _embed(
     """Answers in the order of `files`; a file named twice is embedded once."""
     clips = {str(path): Clip(id=str(path), audio=path) for path in files}
     answers: dict[str, Embedding | Failed] = {}
-    async with _embedder(bundle, address) as reachable, Client(embedder=reachable) as client:
+    async with _embedder(bundle, address) as reachable, Client(embedder=reachable, key=key_of_environment()) as client:
         chosen = _layers(layers, (await client.describe()).layers)
         with _progress() as progress:
             bar = progress.add_task("embed", total=len(clips))

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from servox.client import StageFigures, SyncClient
 from servox.errors import BadInput
+from servox.keys import key_of_environment
 
 from .command_options import AsJson, Folder, Named, Reason, at_work, open_registry, print_last
 from .gate import Result, load_rules, refused
@@ -132,7 +133,7 @@ def compare_versions(
     as_json: AsJson = False,
 ) -> None:
     """Show how canary and shadow differ from production so far, by the figures of a prober that runs."""
-    with SyncClient(prober=address) as client:
+    with SyncClient(prober=address, key=key_of_environment()) as client:
         found = client.compare(name.partition(":")[0])
     for figures in found.stages:
         typer.echo(_line_of(figures))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from servox.errors import BadSetting, ServoxError
+from servox.keys import key_of_environment
 from servox.rpc import channel, translated
 from servox.v1 import prober_pb2, prober_pb2_grpc
 from servox.wire import failure_from_proto
@@ -61,7 +62,7 @@ async def train_head(address: str, request: prober_pb2.TrainRequest, *, tell: Te
         ServoxError: the head cannot be trained.
         Unavailable: the prober does not answer.
     """
-    async with channel(address) as connection:
+    async with channel(address, key=key_of_environment()) as connection:
         stub = prober_pb2_grpc.ProberStub(connection)  # type: ignore[no-untyped-call]
         with translated(f"prober at {address}"):
             async for event in stub.Train(request, wait_for_ready=True):
