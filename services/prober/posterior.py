@@ -62,10 +62,10 @@ class Posterior:
         self.head, self.calibration = head, calibration
         self.stage, self.notice = stage, notice
         self._uncalibrated, self._listeners = uncalibrated, tuple(listeners)
-        self._assumed = _assumed(head.card, prior, calibration)
-        self.prior_kind = self._assumed.kind
+        self.assumed = _assumed(head.card, prior, calibration)
+        self.prior_kind = self.assumed.kind
         mean = calibration.mean if calibration else None
-        self._statistics = Standardisation(mean=mean) if mean is not None else TRAINING
+        self.statistics = Standardisation(mean=mean) if mean is not None else TRAINING
 
     @cached_property
     def digest(self) -> str:
@@ -76,7 +76,7 @@ class Posterior:
     def prior(self) -> dict[str, float]:
         """The prior that answers assume, by class."""
         counts = self.head.card.class_counts
-        target = self._assumed.target
+        target = self.assumed.target
         values = class_prior(counts, smoothing=0.0) if target is None else target
         return dict(zip(self.head.card.classes, map(float, values), strict=True))
 
@@ -88,18 +88,17 @@ class Posterior:
             BadInput: an embedding of another width.
         """
         self.head.check_bundle(embedded.bundle.digest)
-        return self._probabilities(embedded, self._statistics, self._assumed)
+        return self._probabilities(embedded, self.statistics, self.assumed)
 
     def uncalibrated(self, embedded: Embedded) -> Array | None:
         """[K] without anything of the tenant's; None where the request did not ask for it."""
         if not self._uncalibrated:
             return None
-        assumed = _AS_TRAINED if self._assumed.kind in ("estimated", "estimated-em") else self._assumed
+        assumed = _AS_TRAINED if self.assumed.kind in ("estimated", "estimated-em") else self.assumed
         return self._probabilities(embedded, TRAINING, assumed)
 
-    def _probabilities(self, embedded: Embedded, statistics: Standardisation, assumed: "_Assumed") -> Array:
-        logits = self.head.card.scaling.apply(self.head.logits(embedded.values, statistics)[0])
-        return softmax(adjust(logits, train=assumed.train, target=assumed.target))
+    def _probabilities(self, embedded: Embedded, statistics: Standardisation, assumed: "Assumed") -> Array:
+        return softmax(assumed.applied(self.head.card.scaling.apply(self.head.logits(embedded.values, statistics)[0])))
 
     def told(self, embedded: Embedded, window: Window) -> None:
         """Tells the listeners of a window that was scored."""
@@ -112,7 +111,7 @@ class Posterior:
         The features are those of training, moved to the tenant's mean where it answers: another room is not another
         kind of sound.
         """
-        return novelty_of(self.head, embedded, self._statistics)
+        return novelty_of(self.head, embedded, self.statistics)
 
 
 def novelty_of(head: Head, embedded: Embedded, statistics: Standardisation = TRAINING) -> float | None:
@@ -126,18 +125,22 @@ def novelty_of(head: Head, embedded: Embedded, statistics: Standardisation = TRA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Assumed:
+class Assumed:
     """The prior in the end: what to take out of the logits and what to put in; both None as in training."""
 
     kind: PriorKind
     train: Array | None = None
     target: Array | None = None
 
+    def applied(self, logits: Array) -> Array:
+        """Scaled logits [..., K] under this prior."""
+        return adjust(logits, train=self.train, target=self.target)
 
-_AS_TRAINED = _Assumed(kind="train")
+
+_AS_TRAINED = Assumed(kind="train")
 
 
-def _assumed(card: Card, prior: Prior, calibration: Calibrated | None) -> _Assumed:
+def _assumed(card: Card, prior: Prior, calibration: Calibrated | None) -> Assumed:
     if prior.kind == "train":
         return _AS_TRAINED
     if prior.kind in ("estimated", "estimated-em", "tenant"):
@@ -145,11 +148,11 @@ def _assumed(card: Card, prior: Prior, calibration: Calibrated | None) -> _Assum
     # A class that the training set lacks would always win if its prior of zero were taken out: it gets one pseudo-clip.
     train = class_prior(card.class_counts, smoothing=0.0 if all(card.class_counts) else 1.0)
     if prior.kind == "uniform":
-        return _Assumed(kind="uniform", train=train, target=_uniform(card))
-    return _Assumed(kind="explicit", train=train, target=explicit(card, prior))
+        return Assumed(kind="uniform", train=train, target=_uniform(card))
+    return Assumed(kind="explicit", train=train, target=explicit(card, prior))
 
 
-def _tenants(card: Card, prior: Prior, calibration: Calibrated | None) -> _Assumed:
+def _tenants(card: Card, prior: Prior, calibration: Calibrated | None) -> Assumed:
     if calibration is None:
         raise BadInput(f"prior: {prior.kind} is a tenant's own: name the tenant, or give train, uniform or explicit")
     if prior.kind == "tenant":
@@ -161,7 +164,7 @@ def _tenants(card: Card, prior: Prior, calibration: Calibrated | None) -> _Assum
     if prior.kind == "estimated":
         # What the head shows on this tenant is taken out whole, whatever made it so: what is left assumes equal shares.
         shown = calibration.shown
-        return _AS_TRAINED if shown is None else _Assumed(kind="estimated", train=shown, target=_uniform(card))
+        return _AS_TRAINED if shown is None else Assumed(kind="estimated", train=shown, target=_uniform(card))
     if not calibration.em_allowed:
         raise Refused(
             "prior: estimated-em is off here, for it mostly hurts where the speech is another; give estimated, "
@@ -170,7 +173,7 @@ def _tenants(card: Card, prior: Prior, calibration: Calibrated | None) -> _Assum
     if calibration.em is None:
         return _AS_TRAINED
     train = class_prior(card.class_counts, smoothing=0.0 if all(card.class_counts) else 1.0)
-    return _Assumed(kind="estimated-em", train=train, target=calibration.em)
+    return Assumed(kind="estimated-em", train=train, target=calibration.em)
 
 
 def _uniform(card: Card) -> Array:

@@ -104,8 +104,6 @@ def clip_of(head: Head, embedded: "Embedded", state: State, rules: Rules) -> Cli
     card = head.card
     mean = tentative_mean(state, head, rules)
     own = Standardisation(mean=mean) if mean is not None else TRAINING
-    found = Standardisation(mean=state.mean.astype(np.float32)) if state.weight >= FOUND_CLIPS else None
-    novelty = novelty_of(head, embedded, found) if found else None
     raw, shown = (softmax(card.scaling.apply(head.logits(embedded.values, each)[0])) for each in (TRAINING, own))
     return Clip(
         values=embedded.values[0].astype(np.float64),
@@ -116,5 +114,16 @@ def clip_of(head: Head, embedded: "Embedded", state: State, rules: Rules) -> Cli
         train=card.class_counts,
         raw=raw,
         shown=shown,
-        far=novelty is not None and novelty > 1,
+        far=_is_far(head, embedded, state, rules),
     )
+
+
+def _is_far(head: Head, embedded: "Embedded", state: State, rules: Rules) -> bool:
+    """Whether a window is unlike all that was heard of this tenant: over the head's limit, and far over the usual."""
+    if state.weight < FOUND_CLIPS:
+        return False
+    novelty = novelty_of(head, embedded, Standardisation(mean=state.mean.astype(np.float32)))
+    if novelty is None or head.card.novelty_limit is None:
+        return False
+    usual = max(1.0, rules.far_spreads * state.spread / head.card.novelty_limit)
+    return novelty > usual

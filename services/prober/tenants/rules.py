@@ -9,13 +9,14 @@ class Rules:
 
     Attributes:
         ready_clips: from which on the tenant's mean answers.
-        settled_clips: from which on it moves slowly.
-        hourly_clips: most that count in an hour, once settled.
+        settled_clips: once it answers, one clip moves it by no more than one of so many.
+        hourly_clips: most that count in an hour, once it answers.
         horizon_clips: most that the statistics stand for; older ones fade.
         recent_clips: most that "recent" stands for, in drift.
         call_clips: most of one call or stream that count.
         least_diversity: least effective number of classes that the uncalibrated head hears, over the head's classes.
         lean_nats: divergence of what is heard lately from what was heard so far, above which nothing counts.
+        far_spreads: distance from the mean, over that of the tenant's usual clip, beyond which none counts.
         deviations: training deviations from the mean beyond which a dimension is cut off.
         low_shift: of the tenant's mean from the training mean, up to which it says nothing.
         high_shift: from which on it replaces the training mean whole.
@@ -28,12 +29,13 @@ class Rules:
     settled_clips: float = 64.0
     hourly_clips: float = 16.0
     horizon_clips: float = 512.0
-    recent_clips: float = 64.0
+    recent_clips: float = 32.0
     call_clips: int = 4
-    least_diversity: float = 0.4
+    least_diversity: float = 0.5
     lean_nats: float = 0.06
+    far_spreads: float = 3.0
     deviations: float = 4.0
-    low_shift: float = 0.15
+    low_shift: float = 0.2
     high_shift: float = 0.3
     most_shift: float = 12.0
     smoothing_clips: float = 8.0

@@ -97,7 +97,7 @@ class Clip:
         train: clips of each class in its training set.
         raw: probabilities `[K]`, standardised as in training.
         shown: probabilities `[K]`, standardised as the tenant is.
-        far: whether it is out of distribution, even for this tenant.
+        far: whether it is unlike all that was heard of this tenant.
     """
 
     values: Array
@@ -206,8 +206,7 @@ def refusal(state: State, clip: Clip, rules: Rules, *, now_ms: int) -> Refusal |
     share = state.share(clip.head)
     if state.phase == "ready" and share is not None and share.lean > rules.lean_nats:
         return "leaning"
-    settled = state.phase == "ready" and state.weight >= rules.settled_clips
-    if settled and allowed(state, rules, now_ms=now_ms) < clip.weight:
+    if state.phase == "ready" and allowed(state, rules, now_ms=now_ms) < clip.weight:
         return "hourly"
     return None
 
@@ -268,8 +267,9 @@ def _watched(state: State, clip: Clip, rules: Rules) -> State:
 
 def _counted(state: State, clip: Clip, rules: Rules, *, now_ms: int) -> State:
     cut = clipped(clip.values, state.mean, clip.std, deviations=rules.deviations) if _found(state) else clip.values
-    before = min(state.weight, rules.horizon_clips)
-    mean = moved_mean(state.mean, cut, before=before, weight=clip.weight)
+    before, ready = min(state.weight, rules.horizon_clips), state.phase == "ready"
+    steady = max(before, rules.settled_clips) if ready else before
+    mean = moved_mean(state.mean, cut, before=steady, weight=clip.weight)
     # The product of the distances before and after is unbiased (Welford 1962), where either square is not.
     square = float(np.mean((cut - mean) * (cut - state.mean) / np.square(clip.std))) if state.weight else 0.0
     share = state.share(clip.head) or _unheard(clip)
@@ -280,7 +280,7 @@ def _counted(state: State, clip: Clip, rules: Rules, *, now_ms: int) -> State:
         mean=mean,
         spread=(state.spread * before + square * clip.weight) / (before + clip.weight),
         shares=_latest(state.shares, _taught(share, clip, rules)),
-        allowance=allowed(state, rules, now_ms=now_ms) - (clip.weight if state.weight >= rules.settled_clips else 0.0),
+        allowance=allowed(state, rules, now_ms=now_ms) - (clip.weight if ready else 0.0),
         allowance_ms=max(now_ms, state.allowance_ms),
     )
 
