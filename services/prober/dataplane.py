@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from servox import visits
 from servox.arrays import read_clip_set
 from servox.errors import BadInput
 from servox.priors import softmax
@@ -35,6 +36,7 @@ from .posterior import Listener, Posterior, Stage, explicit
 from .prior import Prior
 from .progress import Event, Progress, Stopped
 from .promotion import Promotions, folder_of
+from .purposes import Purposes, policy_at
 from .recognizer import Answer, Limits, Recognizer
 from .registry import Entry, Registry
 from .rollout import Rollouts
@@ -88,6 +90,7 @@ class Dataplane:
         self._registry = Registry(settings.heads)
         self._vectors = Vectors(settings.cache_bytes)
         self._embedder = Embedder(settings)
+        self._purposes = Purposes(policy_at(settings.policy), metrics.registry)
         limits = Limits(
             clip_ms=settings.max_duration_ms,
             file_ms=settings.max_file_ms,
@@ -208,8 +211,9 @@ class Dataplane:
         Raises:
             NotFound: no such head.
             BadInput: a prior that does not fit it; a tenant's name that is none.
-            Forbidden: the caller has a tenant of their own, and names another.
+            Forbidden: the caller has a tenant of their own, and names another; a purpose that is not allowed here.
         """
+        notice = self._purposes.check(ask.purpose)
         chosen = await asyncio.to_thread(self._rollouts.choose, ask.head, ask.session)
         visit = await self.tenants.visit(ask.tenant, chosen.head)
 
@@ -219,6 +223,7 @@ class Dataplane:
                 ask.prior,
                 calibration=visit.calibrated(head),
                 stage=stage,
+                notice=notice,
                 uncalibrated=ask.uncalibrated,
                 listeners=listeners,
             )
@@ -326,7 +331,10 @@ class Dataplane:
 
     async def embed(self, request: embedder_pb2.EmbedRequest) -> embedder_pb2.EmbedResponse:
         """Embeddings of one clip; see `Embedder.answer`."""
-        return await self._embedder.answer(request)
+        visits.visit().left()
+        reply = await self._embedder.answer(request)
+        visits.visit().hear(reply.duration_ms / 1000, already=True)
+        return reply
 
     async def heads(self, prefix: str) -> list[Entry]:
         """Heads whose name begins with `prefix`."""
