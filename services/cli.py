@@ -96,6 +96,8 @@ def build(arguments: list[str]) -> typer.Typer:
     app.add_typer(heads or typer.Typer(), name="heads", help="List, evaluate, promote, roll out, export, import heads.")
     keys = _load("services.keys_command:keys_app", "") if first == "keys" else None
     app.add_typer(keys or typer.Typer(), name="keys", help="Make, list, revoke and rotate API keys.")
+    tenants = _load("services.tenants:tenants_app", "prober") if first == "tenants" else None
+    app.add_typer(tenants or typer.Typer(), name="tenants", help="Calibrations of tenants: list, freeze, export.")
     app.add_typer(_serving(second) if first == "serve" else typer.Typer(), name="serve", help="Run a service.")
     return app
 
