@@ -27,10 +27,14 @@ class ClipSet:
 
     Attributes:
         digest: of its rows.
+        group: [n], numbers of speakers.
+        grouped_by: what a group is.
     """
 
     clips: Sequence[LabelledClip]
     digest: str
+    group: Ints
+    grouped_by: str
 
 
 def clip_set_at(url: str) -> ClipSet:
@@ -41,7 +45,8 @@ def clip_set_at(url: str) -> ClipSet:
         BadInput: it is no clip set.
     """
     clips = read_clip_set(url)
-    return ClipSet(clips=clips, digest=clip_set_digest(clips))
+    group, grouped_by = calibration.groups([clip.speaker for clip in clips])
+    return ClipSet(clips=clips, digest=clip_set_digest(clips), group=group, grouped_by=grouped_by)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -97,11 +102,10 @@ def job_of(index: int, spec: Spec, clip_set: ClipSet) -> Job:
     classes = classes_of(spec, clips)
     number = {label: at for at, label in enumerate(classes)}
     labels = np.array([number[clip.label] for clip in clips], dtype=np.int64)
-    group, grouped_by = calibration.groups([clip.speaker for clip in clips])
     folds = np.empty(0, dtype=np.int64)
     if spec.calibrate:
         count = int(spec.settings["calibration_folds"])
-        folds = calibration.fold_of(labels, group, folds=count, seed=spec.seed)
+        folds = calibration.fold_of(labels, clip_set.group, folds=count, seed=spec.seed)
     return Job(
         indices=[index],
         spec=spec,
@@ -110,8 +114,8 @@ def job_of(index: int, spec: Spec, clip_set: ClipSet) -> Job:
         clips=clips,
         classes=classes,
         labels=labels,
-        group=group,
-        grouped_by=grouped_by,
+        group=clip_set.group,
+        grouped_by=clip_set.grouped_by,
         folds=folds,
         logits=np.full((len(clips), len(classes)), np.nan),
         distances=np.full(len(clips), np.nan),

@@ -20,7 +20,7 @@ Axes = npt.NDArray[np.float32]
 def axes_of(x: Floats, components: int) -> Axes | None:
     """Axes [d, p] that hold most of the variance of centred `x` [n, d]; None where p would not be below d.
 
-    Randomised subspace iteration (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.4) turned by a random
+    Randomised power iteration (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithm 4.3) turned by a random
     rotation. `x @ axes` has variance 1 on average.
 
     Args:
@@ -33,7 +33,8 @@ def axes_of(x: Floats, components: int) -> Axes | None:
     random = np.random.default_rng(0)  # the same axes for every seed of a head, so that heads share them
     axes = random.standard_normal((x.shape[1], count), dtype=np.float32)
     for _ in range(ITERATIONS):
-        axes = np.linalg.qr(x.T @ (x @ axes))[0]
-    turned = axes @ np.linalg.qr(random.standard_normal((count, count), dtype=np.float32))[0]
+        axes = x.T @ (x @ axes)
+        axes /= np.abs(axes).max()  # twice is too few for rounding to hide an axis, so they are made upright once
+    turned = np.linalg.qr(axes)[0] @ np.linalg.qr(random.standard_normal((count, count), dtype=np.float32))[0]
     spread = np.sqrt(np.square(x @ turned).mean(dtype=np.float64))
     return np.asarray(turned / max(float(spread), 1e-6), dtype=np.float32)
