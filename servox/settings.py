@@ -78,15 +78,19 @@ class ServiceSettings(BaseSettings):
             raise ValueError("jwt_jwks needs jwt_issuer and jwt_audience: else any token of that issuer would do")
         if unknown := sorted(_words(self.jwt_algorithms) - set(ALGORITHMS)):
             raise ValueError(f"jwt_algorithms: {unknown[0]!r} cannot be used; use {', '.join(ALGORITHMS)}")
-        asks = self.keys or self.jwt_jwks or (self.tls_client_ca and self.tls_client_scopes)
         exposed = [f"{name} = {host}" for name, host in self.interfaces().items() if not is_loopback(host)]
-        if exposed and not asks:
+        if exposed and not self.asks_callers:
             raise ValueError(
                 f"{' and '.join(exposed)} can be reached from other machines, where callers would not have to say who "
                 "they are: set keys (a file that `servox keys create` makes), jwt_jwks or tls_client_ca; or listen on "
                 "127.0.0.1 or a Unix socket"
             )
         return self
+
+    @property
+    def asks_callers(self) -> bool:
+        """Whether callers have to say who they are."""
+        return bool(self.keys or self.jwt_jwks or (self.tls_client_ca and self.tls_client_scopes))
 
     def interfaces(self) -> dict[str, str]:
         """Where callers reach this service over a network: setting and host; metrics apart, which hold no speech."""

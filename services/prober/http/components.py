@@ -9,9 +9,17 @@ from .problems import MEDIA_TYPE
 from .schemas import Schema, message_schemas, ref
 
 LAST_LINE = ("head", "bundle", "prior", "calibration", "stage", "notice")  # beside the whole
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key (`sxk_…`) or a token (JWT). A page, which can set no headers of a WebSocket, offers the "
+    "subprotocols `servox` and `bearer.` with the key after it.",
+}
 # What each status means here; every one that a route answers is in its list.
 MEANINGS = {
     400: "The request cannot be read: a query parameter, a header, or the multipart body is malformed or unknown.",
+    401: "Nobody knows who calls: no key or token came, or one that is unknown, expired or revoked.",
+    403: "The caller may not do this, or nobody may for the purpose that was named; or a page of another origin.",
     404: "There is no such head, or no such path.",
     405: "The route has other methods, named in Allow.",
     406: "The caller accepts nothing that this route answers.",
@@ -21,9 +29,9 @@ MEANINGS = {
     415: "The body is no audio by its Content-Type, or has a Content-Encoding.",
     422: "Well formed, and wrong: audio that cannot be decoded, a length out of range, an impossible prior.",
     426: "This is a WebSocket.",
-    429: "As much is under way as may be; Retry-After says when to come again.",
+    429: "As much is under way as may be, or as the caller may use; Retry-After says when to come again.",
     500: "A fault of the server; its log has the trace.",
-    503: "The embedder is not there, or the server starts or stops; Retry-After says when to come again.",
+    503: "The embedder or the keys that sign tokens are not there, or the server starts or stops; see Retry-After.",
     504: "The request's own time, or the server's longest, is over.",
     507: "The server's disk is full.",
 }
@@ -31,7 +39,12 @@ MEANINGS = {
 
 def components() -> Schema:
     """All of it."""
-    return {"schemas": _schemas(), "responses": _problems(), "parameters": parameters()}
+    return {
+        "schemas": _schemas(),
+        "responses": _problems(),
+        "parameters": parameters(),
+        "securitySchemes": {"bearer": BEARER},
+    }
 
 
 def parameters() -> Schema:
@@ -64,16 +77,18 @@ def problem(status: int) -> Schema:
 
 
 def _problems() -> Schema:
-    return {str(status): _problem_of(status) for status in sorted({*MEANINGS, 403})}
+    return {str(status): _problem_of(status) for status in sorted(MEANINGS)}
 
 
 def _problem_of(status: int) -> Schema:
     shown: dict[str, Any] = {
-        "description": MEANINGS.get(status, "A page of another origin."),
+        "description": MEANINGS[status],
         "content": {MEDIA_TYPE: {"schema": ref("Problem")}},
     }
     if status == HTTPStatus.UNPROCESSABLE_ENTITY:
         shown["content"][MEDIA_TYPE]["example"] = examples.PROBLEM
+    if status == HTTPStatus.UNAUTHORIZED:
+        shown["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "Bearer."}}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         shown["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
     return shown

@@ -32,12 +32,12 @@ false, `tenant`, `purpose` and `session` empty, `next_window` 0."""
 # Narrower than what is read: any JSON object of numbers.
 _PRIOR: Schema = {
     "type": "string",
-    "pattern": f"^({'|'.join(NAMED)}|"
-    + r'\{"[a-z ]+": ?(0|1|0\.[0-9]+)(, ?"[a-z ]+": ?(0|1|0\.[0-9]+))*\})$',
+    "pattern": f"^({'|'.join(NAMED)}|" + r'\{"[a-z ]+": ?(0|1|0\.[0-9]+)(, ?"[a-z ]+": ?(0|1|0\.[0-9]+))*\})$',
     "default": "train",
 }
-_AUDIO_STATUSES = (400, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
-_HEAD_STATUSES = (400, 404, 406, 500, 504)
+_DOOR = (401, 403, 429, 503)
+_AUDIO_STATUSES = (400, 401, 403, 406, 408, 409, 413, 415, 422, 429, 500, 503, 504, 507)
+_HEAD_STATUSES = (400, 404, 406, 500, 504, *_DOOR)
 _PROBE_STATUSES = (400, 500, 504)  # a header of the deadline is read everywhere
 
 
@@ -58,6 +58,7 @@ def document(settings: Settings) -> Schema:
         "servers": [{"url": "/"}],
         "paths": _paths(settings),
         "components": components(),
+        "security": [{"bearer": []}] if settings.asks_callers else [],
     }
 
 
@@ -70,7 +71,7 @@ def _paths(settings: Settings) -> Schema:
         "/v1/stream": {"get": _stream()},
         "/livez": {"get": _plain("live", "Whether the process answers.", JSON, ref("Status"), {"status": "ok"})},
         "/readyz": {"get": _ready()},
-        "/metrics": {"get": _plain("metrics", "Metrics as Prometheus reads them.", "text/plain", {"type": "string"})},
+        "/metrics": {"get": _metrics()},
         "/openapi.json": {"get": _plain("openapi", "This description.", JSON, {"type": "object"})},
         "/docs": {"get": _plain("docs", "This description, for people.", "text/html", {"type": "string"})},
     }
@@ -142,7 +143,7 @@ def _heads() -> Schema:
             _query("prefix", {"type": "string"}, "Beginning of the name; empty: all but folds of evaluations."),
             *_headers(),
         ],
-        "responses": _responses(answers, (400, 406, 422, 500, 504)),
+        "responses": _responses(answers, (400, 406, 422, 500, 504, *_DOOR)),
     }
 
 
@@ -171,9 +172,16 @@ def _stream() -> Schema:
         "x-config-example": examples.CONFIG,
         "responses": {
             "101": {"description": "The WebSocket is open."},
-            **{str(status): problem(status) for status in (400, 403, 426, 429, 500, 503, 504)},
+            **{str(status): problem(status) for status in (400, 401, 403, 426, 429, 500, 503, 504)},
         },
     }
+
+
+def _metrics() -> Schema:
+    operation = _plain("metrics", "Metrics as Prometheus reads them.", "text/plain", {"type": "string"})
+    del operation["security"]
+    operation["responses"] |= {str(status): problem(status) for status in _DOOR}
+    return operation
 
 
 def _ready() -> Schema:
@@ -187,6 +195,7 @@ def _plain(name: str, summary: str, media_type: str, schema: Schema, example: ob
     return {
         "operationId": name,
         "summary": summary,
+        "security": [],
         "responses": _responses({media_type: shown}, _PROBE_STATUSES),
     }
 

@@ -14,6 +14,7 @@ from services.prober.http.description import document
 from services.prober.http.guide import html_of
 from services.prober.http.schemas import WORDS, message_schemas
 from services.prober.settings import Settings
+from servox.scopes import ROUTES
 
 DOCUMENT = document(Settings.load({"heads": Path("/nowhere")}))
 EXAMPLES = {
@@ -143,3 +144,15 @@ async def test_pages_are_served_with_a_strict_policy(face: Any) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
     etag = (await face.http.get("/static/app.js")).headers["etag"]
     assert etag
+
+
+def test_the_description_says_where_a_key_is_needed(tmp_path: Path) -> None:
+    asking = document(Settings.load({"heads": tmp_path, "keys": tmp_path / "keys.json"}))
+    assert asking["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    assert (asking["security"], DOCUMENT["security"]) == ([{"bearer": []}], [])
+    for path, item in asking["paths"].items():
+        for operation in item.values():
+            closed = "security" not in operation
+            assert closed == bool(ROUTES[path]), path
+            assert closed == ("401" in operation["responses"]), path
+            assert operation.get("security", []) == []
