@@ -3,15 +3,20 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from services.prober.heads_command import heads_app
-from servox.client import Client, Rollout, SyncClient
-from servox.errors import NotFound, Refused, Unavailable
+from services.prober.rollout import position
+from servox.client import Client, Rollout, SyncClient, pcm
+from servox.errors import Forbidden, NotFound, Refused, Unauthenticated, Unavailable
+from tests.prober.conftest import paired
 from tests.prober.test_rollout import DARK, NEW, OLD, asked, rolled_out
+from tests.servox.test_keys import made, written
 
 
 async def test_an_operator_promotes_and_rolls_back(pair: Any, corpus: Any) -> None:
@@ -63,6 +68,31 @@ async def test_the_command_compares(pair: Any, corpus: Any) -> None:
     assert sum(figures["calls"] for figures in found["stages"]) == 8
     assert f"production {OLD}: " in done.output
     assert f"shadow {DARK}: " in done.output
+
+
+async def test_who_may_and_who_did(tmp_path: Path, corpus: Any) -> None:
+    async with paired(tmp_path) as open_to_all:
+        await rolled_out(open_to_all, corpus, canary=NEW, canary_share=0.5)
+    (ana, first), (bob, second) = (
+        made(name="ana", scopes=("promote", "heads")),
+        made(name="bob", scopes=("recognize", "heads")),
+    )
+    async with paired(tmp_path, keys=written(tmp_path / "keys.json", first, second)) as pair:
+        async with Client(prober=pair.address, key=bob) as client:
+            for change in (client.promote(f"toy:{NEW}"), client.rollback("toy"), client.set_rollout("toy", Rollout())):
+                with pytest.raises(Forbidden, match="promote"):
+                    await change
+            sound = pcm(np.random.default_rng(0).normal(scale=0.1, size=8000).astype(np.float32), 16_000)
+            met = {(await client.recognize(sound, head="toy")).head.version for _ in range(6)}
+            assert met == {NEW if position("toy", "bob") < 0.5 else OLD}, "a key is somebody who stays"
+        async with Client(prober=pair.address, key=ana) as client:
+            await client.promote(f"toy:{NEW}", reason="better")
+        async with Client(prober=pair.address) as client:
+            with pytest.raises(Unauthenticated):
+                await client.history("toy")
+        async with Client(prober=pair.address, key=bob) as client:
+            last = (await client.history("toy"))[-1]
+    assert (last.action, last.actor, last.reason) == ("promoted", "ana", "better")
 
 
 async def test_a_change_is_sent_once(tmp_path: Any) -> None:

@@ -256,6 +256,16 @@ def test_a_full_queue_drops_and_counts(
         listener.scored(embedded, window)
     comparison.settle()
     assert figures.windows == 1
+    same = "disagreed" if figures.disagreed else "agreed"
+    assert value(metrics, "servox_prober_shadow_windows_total", head="toy", outcome=same) == 1
+    assert value(metrics, "servox_prober_shadow_divergence_nats_sum", head="toy") == pytest.approx(figures.divergence)
+    by = {
+        who: value(metrics, "servox_prober_shadow_confidence_sum", head="toy", by=who)
+        for who in ("production", "shadow")
+    }
+    assert by["shadow"] - by["production"] == pytest.approx(figures.difference)
+    assert value(metrics, "servox_prober_stage_windows_total", head="toy", stage="production", label="sadness") == 12
+    assert value(metrics, "servox_prober_stage_confidence_count", head="toy", stage="production") == 12
 
 
 def test_classes_that_only_one_has_count_as_zero(
