@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
-CAPACITY = 512  # windows that wait for the shadow: some tens of MB at most, and less than a second of its work
+CAPACITY = 512  # windows that wait for the shadow: well under a second of its work
+WAITING_BYTES = 64 << 20  # of their embeddings: a window for a head that reads frames has megabytes
 DEATH_S = 5.0
 
 
@@ -119,6 +120,8 @@ class Comparison:
         self._stages: dict[tuple[str, Stage], StageFigures] = {}
         self._shadows: dict[str, ShadowFigures] = {}
         self._queue: queue.Queue[_Task | None] = queue.Queue(capacity)
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()  # around the bytes, which both threads count
         self._thread: threading.Thread | None = None
 
     def listeners(self, chosen: Chosen, shadow: Callable[[Head], "Posterior"]) -> "Sequence[Listener]":
@@ -179,15 +182,26 @@ class Comparison:
 
     def put(self, task: _Task) -> None:
         """Leaves a window to the shadow's thread, or drops it."""
-        try:
-            self._queue.put_nowait(task)
-        except queue.Full:
+        size = task.embedded.values.nbytes
+        if self._waiting_bytes + size > WAITING_BYTES or not self._queued(task):
             task.figures.dropped += 1
             self._metrics.shadow_windows.labels(task.head.card.name, "dropped").inc()
             return
+        self._wait(size)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="servox-shadow", daemon=True)
             self._thread.start()
+
+    def _queued(self, task: _Task) -> bool:
+        try:
+            self._queue.put_nowait(task)
+        except queue.Full:
+            return False
+        return True
+
+    def _wait(self, size: int) -> None:
+        with self._lock:
+            self._waiting_bytes += size
 
     def settle(self) -> None:
         """Returns once the shadow has scored all that waits."""
@@ -216,6 +230,7 @@ class Comparison:
                 self._metrics.shadow_windows.labels(task.head.card.name, "unfit").inc()
                 log.debug("a shadow could not be scored", extra={"why": str(error)})
             finally:
+                self._wait(-task.embedded.values.nbytes)
                 self._queue.task_done()
         self._queue.task_done()
 

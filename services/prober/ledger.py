@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from servox.errors import Refused
+
 from .gate import Result
 from .pointers import replace, writing
 
@@ -74,10 +76,19 @@ class Ledger:
 
         Raises:
             StorageFull: the disk refused the lock's file.
+            Refused: nobody may write there.
         """
-        with writing(f"the lock of {self._folder.name}"):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            with writing(f"the lock of {self._folder.name}"):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise Refused(
+                f"the registry's folder {self._folder} may not be written here ({error.strerror}): give this user the "
+                "right, or make the change where it may be"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

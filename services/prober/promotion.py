@@ -9,6 +9,7 @@
 
 import logging
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,9 +142,9 @@ class Promotions:
             self._named(bare)
             return []
         ledger = self._ledger(bare)
-        with ledger.locked():
+        with suppress(Refused), ledger.locked():  # whoever may only read reads what is there
             self._settled(bare, ledger)
-            return ledger.events()
+        return ledger.events()
 
     def judged(self, head: Head) -> tuple[Result, ...]:
         """What every rule of the gate says of a head, on what is known of it now."""

@@ -1,5 +1,6 @@
 """Histories: whole lines, torn lines, processes that are killed between two writes, and many writers."""
 
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from services.prober.gate import Result
 from services.prober.ledger import Action, Event, Ledger, before
 from services.prober.promotion import Promotions
 from services.prober.registry import Registry
-from servox.errors import StorageFull
+from servox.errors import Refused, StorageFull
 from tests.prober.test_registry import A, B, head
 
 C = "c" * 16
@@ -98,48 +99,56 @@ def test_only_one_is_inside_the_lock(tmp_path: Path) -> None:
 
 KILLED = """
     import os, signal, sys, pathlib
-    sys.path.insert(0, {tests!r})
+    sys.path.insert(0, sys.argv[1])
     import test_registry as t
     from services.prober import ledger, promotion
     from servox.callers import Caller, calling
 
-    registry = t.Registry(pathlib.Path({root!r}))
-
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    point = {point!r}
-    if point == "after the intention":
-        registry.put_in_production = die
-    elif point == "after the pointer":
-        ledger.Ledger.append = die
-    elif point == "after the line":
-        append = ledger.Ledger.append
-        ledger.Ledger.append = lambda self, event: (append(self, event), die())
-    with calling(Caller(name="ana")):
-        promotion.Promotions(registry).promote({name!r}, reason="better")
+    def promote(point):
+        registry, append = t.Registry(pathlib.Path(sys.argv[2]) / point), ledger.Ledger.append
+        if point == "after the intention":
+            registry.put_in_production = die
+        elif point == "after the pointer":
+            ledger.Ledger.append = die
+        elif point == "after the line":
+            ledger.Ledger.append = lambda self, event: (append(self, event), die())
+        with calling(Caller(name="ana")):
+            promotion.Promotions(registry).promote(sys.argv[3], reason="better")
+
+    for point in sys.argv[4:]:
+        if not (child := os.fork()):
+            promote(point)
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+POINTS = ("after the intention", "after the pointer", "after the line")
 
 
-@pytest.mark.parametrize("point", ["after the intention", "after the pointer", "after the line"])
-def test_a_process_that_is_killed_leaves_the_truth(tmp_path: Path, point: str) -> None:
-    registry = Registry(tmp_path)
-    for version in (A, B):
-        registry.save(head(version=version))
-    Promotions(registry).promote(f"toy:{A}")
-    script = KILLED.format(tests=str(Path(__file__).parent), root=str(tmp_path), point=point, name=f"toy:{B}")
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    moved = point != "after the intention"
-    assert registry.production("toy") == (B if moved else A), "the pointer is the truth"
-    events = Promotions(registry).history("toy")
-    assert [each.version for each in events] == ([A, B] if moved else [A])
-    if moved:
-        assert (events[-1].actor, events[-1].reason, events[-1].replaced) == ("ana", "better", A)
-    labels = [yaml.read_text().count("production") for yaml in sorted(tmp_path.glob("models/toy/*/model.yaml"))]
-    assert labels == ([0, 1] if moved else [1, 0])
-    assert not (tmp_path / "promotion" / "toy" / "intent.json").exists()
-    assert Promotions(registry).promote(f"toy:{B}").entry.production, "the lock went with its holder"
+def test_a_process_that_is_killed_leaves_the_truth(tmp_path: Path) -> None:
+    for point in POINTS:
+        registry = Registry(tmp_path / point)
+        for version in (A, B):
+            registry.save(head(version=version))
+        Promotions(registry).promote(f"toy:{A}")
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(Path(__file__).parent), str(tmp_path), f"toy:{B}"]
+    done = subprocess.run([*command, *POINTS], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * 3, done.stderr
+    for point in POINTS:
+        registry, moved = Registry(tmp_path / point), point != "after the intention"
+        assert registry.production("toy") == (B if moved else A), "the pointer is the truth"
+        events = Promotions(registry).history("toy")
+        assert [each.version for each in events] == ([A, B] if moved else [A])
+        if moved:
+            assert (events[-1].actor, events[-1].reason, events[-1].replaced) == ("ana", "better", A)
+        labels = [
+            yaml.read_text().count("production") for yaml in sorted((tmp_path / point).glob("models/toy/*/*.yaml"))
+        ]
+        assert labels == ([0, 1] if moved else [1, 0])
+        assert not (tmp_path / point / "promotion" / "toy" / "intent.json").exists()
+        assert Promotions(registry).promote(f"toy:{B}").entry.production, "the lock went with its holder"
 
 
 def test_a_pointer_that_another_hand_moved_is_written_down(tmp_path: Path) -> None:
@@ -161,7 +170,7 @@ def test_a_full_disk_is_said_so_and_the_pointer_stays(tmp_path: Path) -> None:
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_registry as t
         from services.prober.promotion import Promotions
-        from servox.errors import StorageFull
+        from servox.errors import Refused, StorageFull
         registry = t.Registry(pathlib.Path({str(tmp_path)!r}))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
@@ -174,6 +183,22 @@ def test_a_full_disk_is_said_so_and_the_pointer_stays(tmp_path: Path) -> None:
     assert "cannot write the history of toy" in done.stdout, done.stderr
     assert registry.production("toy") == ""
     assert Promotions(registry).history("toy") == []
+
+
+def test_a_registry_that_may_not_be_written_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(tmp_path)
+    for version in (A, B):
+        registry.save(head(version=version))
+    promotions = Promotions(registry)
+    promotions.promote(f"toy:{A}")
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(Refused, match="may not be written here"):
+        promotions.promote(f"toy:{B}")
+    assert [each.version for each in promotions.history("toy")] == [A]
 
 
 def test_a_short_write_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,31 @@ def test_a_full_queue_drops_and_counts(
     assert value(metrics, "servox_prober_stage_confidence_count", head="toy", stage="production") == 12
 
 
+def test_frames_that_wait_are_bounded_in_bytes(
+    registry: Registry, rollouts: Rollouts, metrics: ProberMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.prober import comparison as module
+    from services.prober.answers import Window
+    from services.prober.embedder import Embedded
+
+    monkeypatch.setattr(module, "WAITING_BYTES", 100)
+    comparison = Comparison(metrics)
+    monkeypatch.setattr(comparison, "_thread", object())  # nobody takes from the queue
+    Promotions(registry).set_rollout("toy", Rollout(shadow=B, shadow_share=1.0))
+    listeners = comparison.listeners(rollouts.choose("toy"), lambda shadow: Posterior(shadow, Prior()))
+    embedded = Embedded(
+        values=np.ones((10, 1), dtype=np.float32),
+        bundle=common_pb2.Bundle(digest="ab" * 32),
+        timings=common_pb2.Timings(),
+        duration_ms=1000,
+    )
+    for _ in range(5):
+        listeners[1].scored(embedded, Window(index=0, start_ms=0, end_ms=1, probabilities=np.array([0.3, 0.7])))
+    figures = comparison.shadow("toy")
+    assert figures is not None
+    assert figures.dropped == 3, "two of forty bytes fit"
+
+
 def test_classes_that_only_one_has_count_as_zero(
     registry: Registry, rollouts: Rollouts, comparison: Comparison
 ) -> None:
