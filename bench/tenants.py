@@ -48,6 +48,7 @@ from servox.telemetry import Metrics
 SIZES = (0, 8, 16, 32, 64, 128)
 KINDS = ("one corpus", "four corpora", "own corpus")
 CONTENTS: tuple[Content, ...] = ("balanced", "skewed 4:1", "one class")
+WORST = "the worst class"
 PRIORS = ("train", "uniform", "true", "estimated", "estimated-em")
 SLOW_MS = 300_000  # between clips that are all to count
 ATTACK, ATTACK_MS = 1000, 3600
@@ -164,20 +165,28 @@ def tenant_of(kind: str, source: Source, head: Head, seed: int) -> Tenant:
 
 def gains(tenant: Tenant, seed: int, figures: Figures) -> None:
     """Macro-F1 after so many clips, by content, with our rules and with the plain recipe."""
-    for content in CONTENTS:
+    for content, (name, rules) in product(CONTENTS, (("servox", Rules()), ("plain", PLAIN))):
+        curves = []
         for only in tenant.heard if content == "one class" else [None]:
             random = np.random.default_rng([seed, 2, only or 0])
             heard = tenant.vectors[drawn(tenant.labels, tenant.callers, content, max(SIZES), random, only)]
-            for name, rules in (("servox", Rules()), ("plain", PLAIN)):
-                replay, done = Replay(tenant=tenant, rules=rules), 0
-                for size in SIZES:
-                    replay.heard(heard[done:size], each_ms=SLOW_MS)
-                    done = size
-                    figures.add(replay.f1(), name, tenant.kind, content, size)
-                    if only is not None:
-                        figures.add(replay.f1(), name, tenant.kind, "worst", size, tenant.corpus, seed, id(tenant.head))
-                    figures.add(float(replay.state.phase == "ready"), name, tenant.kind, content, size, "ready")
-                    figures.add(replay.calibrated().relevance, name, tenant.kind, content, size, "relevance")
+            curves.append(curve(Replay(tenant=tenant, rules=rules), heard))
+        for size, points in zip(SIZES, np.array(curves).swapaxes(0, 1), strict=True):
+            for what, value in zip(("f1", "ready", "relevance"), points.mean(axis=0), strict=True):
+                figures.add(float(value), name, tenant.kind, content, size, what)
+            if content == "one class":
+                figures.add(float(points[:, 0].min()), name, tenant.kind, WORST, size, "f1")
+
+
+def curve(replay: Replay, heard: Floats) -> list[tuple[float, float, float]]:
+    """Macro-F1, whether the state answers, and its relevance, after each of `SIZES` clips."""
+    points, done = [], 0
+    for size in SIZES:
+        replay.heard(heard[done:size], each_ms=SLOW_MS)
+        done = size
+        ready = float(replay.state.phase == "ready")
+        points.append((replay.f1(), ready, replay.calibrated().relevance))
+    return points
 
 
 def priors(tenant: Tenant, seed: int, figures: Figures) -> None:
@@ -250,15 +259,11 @@ def shown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 def gain_rows(figures: Figures) -> list[list[str]]:
     """A row for each kind, content and recipe."""
     rows = []
-    for kind, content, name in product(KINDS, (*CONTENTS, "worst"), ("servox", "plain")):
-        if content == "worst":
-            keys = {key[-3:] for key in figures.found if key[:3] == (name, kind, "worst")}
-            lows = [np.mean([min(figures.found[name, kind, "worst", size, *key]) for key in keys]) for size in SIZES]
-            rows.append([kind, "the worst class", name, *(f"{low:.3f}" for low in lows), "", ""])
-            continue
-        values = [f"{figures.mean(name, kind, content, size):.3f}" for size in SIZES]
-        ready = f"{100 * figures.mean(name, kind, content, 64, 'ready'):.0f} %"
-        rows.append([kind, content, name, *values, ready, f"{figures.mean(name, kind, content, 64, 'relevance'):.2f}"])
+    for kind, content, name in product(KINDS, (*CONTENTS, WORST), ("servox", "plain")):
+        values = [f"{figures.mean(name, kind, content, size, 'f1'):.3f}" for size in SIZES]
+        ready, relevance = (figures.mean(name, kind, content, 64, what) for what in ("ready", "relevance"))
+        rest = ("", "") if content == WORST else (f"{100 * ready:.0f} %", f"{relevance:.2f}")
+        rows.append([kind, content, name, *values, *rest])
     return rows
 
 
@@ -296,16 +301,16 @@ def drift_rows(figures: Figures) -> list[list[str]]:
 
 
 def plot(figures: Figures, folder: Path) -> None:
-    """Both drifts over clips, `drift.svg`, and macro-F1 over clips, `gain.svg`."""
+    """Both drifts over clips, `tenant-drift.png`, and macro-F1 over clips, `tenant-gain.png`."""
     import matplotlib as mpl
 
-    mpl.use("svg")
+    mpl.use("agg")
     from matplotlib import pyplot as plt
 
     places = range(1, 2 * DRIFT + 1)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     for axis, (what, level, unit) in zip(
-        axes, (("features", 0.5, "shift, squared deviations"), ("prior", Rules().lean_nats, "nats")), strict=True
+        axes, (("features", 0.35, "shift, squared deviations"), ("prior", Rules().lean_nats, "nats")), strict=True
     ):
         for kind in KINDS:
             middle = [figures.quantile(0.5, kind, what, place) for place in places]
@@ -316,18 +321,19 @@ def plot(figures: Figures, folder: Path) -> None:
         axis.axvline(DRIFT + 0.5, color="grey", linestyle="--", linewidth=1)
         axis.set(xlabel="clips; from the dashed line on, of another corpus", ylabel=unit, title=f"drift of {what}")
         axis.set_yscale("symlog", linthresh=0.05)
+        axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False)
-    figure.savefig(folder / "tenant-drift.svg", metadata={"Date": None})
+    figure.savefig(folder / "tenant-drift.png", dpi=110)
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained", sharey=True)
     for axis, kind in zip(axes, KINDS, strict=True):
         for content, (name, style) in product(CONTENTS, (("servox", "-"), ("plain", ":"))):
             colour = f"C{CONTENTS.index(content)}"
-            values = [figures.mean(name, kind, content, size) for size in SIZES]
+            values = [figures.mean(name, kind, content, size, "f1") for size in SIZES]
             axis.plot(values, style, marker="o", markersize=3, color=colour, label=f"{content}, {name}")
         axis.set(xticks=range(len(SIZES)), xticklabels=SIZES, xlabel="clips heard", title=f"head of {kind}")
     axes[0].set_ylabel("macro-F1, other speakers")
     axes[0].legend(frameon=False, fontsize=7)
-    figure.savefig(folder / "tenant-gain.svg", metadata={"Date": None})
+    figure.savefig(folder / "tenant-gain.png", dpi=110)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

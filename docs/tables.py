@@ -22,10 +22,12 @@ from pydantic_core import PydanticUndefined
 from services.evaluator import corrections
 from services.evaluator.corpora import UNUSED, load_cards
 from services.evaluator.protocols import PROTOCOLS
+from services.prober.purposes import Policy, Purposes
 from services.prober.specs import DEFAULTS
+from services.prober.tenants.gauges import TenantMetrics
 from servox import errors
 from servox.settings import ServiceSettings
-from servox.telemetry import Metrics
+from servox.telemetry import DoorMetrics, Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -123,12 +125,17 @@ def metrics_table(service: str) -> str:
     module = importlib.import_module(f"services.{service}.metrics")
     shown = Metrics()
     getattr(module, f"{service.capitalize()}Metrics")(shown)
+    if service == "prober":
+        TenantMetrics(shown.registry, list, most=0)
+        Purposes(Policy(), shown.registry)
+    DoorMetrics(shown)
     rows = []
     for collector in dict.fromkeys(shown.registry._collector_to_names):  # noqa: SLF001 -- no public way to list them
-        family = next(iter(collector.collect()))
-        suffix = "_total" if family.type == "counter" else ""
-        labels = ", ".join(f"`{label}`" for label in getattr(collector, "_labelnames", ()))
-        rows.append((f"`{family.name}{suffix}`", family.type, labels or "–", family.documentation))
+        for family in collector.collect():
+            suffix = "_total" if family.type == "counter" else ""
+            names = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
+            labels = ", ".join(f"`{label}`" for label in names)
+            rows.append((f"`{family.name}{suffix}`", family.type, labels or "–", family.documentation))
     return markdown(("metric", "type", "labels", "meaning"), rows)
 
 

@@ -96,6 +96,7 @@ async def prober_at(folder: Path, **flags: Any) -> AsyncIterator[Any]:
             "grpc_socket": folder / "p.sock",
             "http_port": 0,
             "heads": folder / "heads",
+            "tenants": folder / "tenants",
             "metrics_port": 0,
             "drain_grace_s": 1,
             **flags,

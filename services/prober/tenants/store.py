@@ -10,11 +10,11 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from services.prober.pointers import replace, writing
-from servox.errors import BadInput
+from services.prober.pointers import replace
+from servox.errors import BadInput, StorageFull
 
 from .records import NAME, from_json, to_json
 from .statistics import State
@@ -44,7 +44,7 @@ class StateFile:
         """
         if self._lock is not None:
             return True
-        with writing(f"the calibration {self.path}"):
+        with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -107,7 +107,7 @@ class StateFile:
         Raises:
             StorageFull: the disk refuses it.
         """
-        with writing(f"the calibration {self.path}"):
+        with _writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace(self.path, to_json([state]))
 
@@ -118,6 +118,17 @@ class StateFile:
     def remove(self) -> None:
         """Deletes the state; its lock stays."""
         self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Whatever the disk says, a caller's answer or the next save must not end with a crash."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFull(
+            f"cannot write the calibration {path}: {error.strerror}; make room, or see that the folder is writable"
+        ) from None
 
 
 def stored(folder: Path, tenant: str = "") -> Iterator[tuple[str, str]]:

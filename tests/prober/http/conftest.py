@@ -132,6 +132,7 @@ async def face_at(folder: Path, toy: Any = None, **flags: Any) -> AsyncIterator[
         "http_port": 0,
         "metrics_port": 0,
         "heads": folder / "heads",
+        "tenants": folder / "tenants",
         "embedder": f"unix:{folder / 'e.sock'}",
         "drain_grace_s": 2,
         "max_windows": 50,
