@@ -133,7 +133,7 @@ def metrics_table(service: str) -> str:
     for collector in dict.fromkeys(shown.registry._collector_to_names):  # noqa: SLF001 -- no public way to list them
         for family in collector.collect():
             suffix = "_total" if family.type == "counter" else ""
-            names = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
+            names = getattr(collector, "_labelnames", ()) or getattr(family, "_labelnames", ())
             labels = ", ".join(f"`{label}`" for label in names)
             rows.append((f"`{family.name}{suffix}`", family.type, labels or "–", family.documentation))
     return markdown(("metric", "type", "labels", "meaning"), rows)

@@ -128,7 +128,7 @@ async def test_a_tenants_first_clips_and_then_their_own_mean(start: Start, tmp_p
         assert (used.state, used.version, used.clips, used.relevance) == (READY, 1, 16, 1)
         head = Registry(tmp_path / "heads").get("toy")
         spectra = [np.abs(np.fft.rfft(sound(each), n=46)).astype(np.float32) for each in (*range(16), 99)]
-        own = Standardisation(mean=np.mean(spectra[:16], axis=0, dtype=np.float64).astype(np.float32))
+        own = Standardisation(mean=np.stack(spectra[:16]).mean(axis=0).astype(np.float32, copy=False))
         for shown, statistics in ((ready.overall.probabilities, own), (ready.overall.uncalibrated, None)):
             logits = head.logits(spectra[16][None], *([statistics] if statistics else []))[0]
             wanted = softmax(head.card.scaling.apply(logits))
