@@ -1,6 +1,7 @@
 """The prober's side of the embedder: audio out, embeddings in, errors as the embedder meant them."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
@@ -8,7 +9,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from servox.errors import BundleError, DeadlineExpired, ServoxError, ShortAudio, SilentAudio, Unavailable
+from servox.errors import (
+    BundleError,
+    DeadlineExpired,
+    Forbidden,
+    OverQuota,
+    ServoxError,
+    ShortAudio,
+    SilentAudio,
+    Unauthenticated,
+    Unavailable,
+)
 from servox.keys import own_key
 from servox.resending import Outcome, embed_all
 from servox.rpc import channel, client_tls, translated
@@ -22,6 +33,8 @@ from .patience import left_s
 from .settings import Settings
 from .voice import Heard
 from .windows import Cut
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -118,11 +131,13 @@ class Embedder:
             max_message_bytes=self._max_message_bytes,
             streams=streams,
         )
-        working = asyncio.create_task(line.settle(sent))
+        working = asyncio.create_task(self._settle(line, sent))
         try:
             while (turn := await self._soonest(line.next(), working, None)) is not None:
                 outcome = await self._soonest(turn.answer, working, self._timeout_s)
-                yield _turned(turn.heard, outcome, card)
+                with self._let_in():
+                    turned = _turned(turn.heard, outcome, card)
+                yield turned
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
@@ -141,10 +156,25 @@ class Embedder:
         finally:
             coming.cancel()
 
+    async def _settle(self, line: "_Line", sent: AsyncGenerator[tuple[str, Outcome]]) -> None:
+        with self._let_in():
+            await line.settle(sent)
+
+    @contextmanager
+    def _let_in(self) -> Iterator[None]:
+        """What the embedder says of our own key is not the caller's to mend, and must not look like it."""
+        try:
+            yield
+        except (Unauthenticated, Forbidden, OverQuota) as error:
+            log.error("the embedder does not let this prober in", extra={"error": str(error)})  # noqa: TRY400 -- it says all
+            raise Unavailable(
+                f"{self._peer} does not let this prober in: whoever runs it sees to embedder_api_key or its certificate"
+            ) from None
+
     @contextmanager
     def _asking(self) -> Iterator[None]:
         try:
-            with translated(self._peer):
+            with self._let_in(), translated(self._peer):
                 yield
         except DeadlineExpired:
             if not left_s(self._timeout_s):

@@ -14,6 +14,10 @@ import httpx
 import pytest
 from httpx_ws import AsyncWebSocketSession, WebSocketDisconnect, aconnect_ws
 
+from servox.doors import Door
+from servox.keys import Key, Keys, document_of, minted
+from servox.rpc import Server, Tls
+from servox.v1 import embedder_pb2_grpc
 from servox.watched import Watched
 
 CONFIG = {"head": "toy", "window_ms": 1000, "rate_hz": 16_000, "format": "f32le"}
@@ -104,3 +108,36 @@ async def test_a_certificate_says_who_calls(opened: Any, authority: Any, caplog:
                 else:
                     with pytest.raises(httpx.TransportError):
                         await client.get("/v1/heads")
+
+
+async def test_the_prober_shows_the_embedder_its_certificate_and_its_key(
+    alone: Any, toys: Any, authority: Any, tmp_path: Path
+) -> None:
+    ours = authority("ours")
+    certificate, key = ours.issue("embedder")
+    client = ours.issue("prober-1")
+    text, name, digest = minted()
+    (keys := tmp_path / "keys.json").write_text(
+        document_of([Key(id=name, name="prober", sha256=digest, scopes=("embed",))])
+    )
+    (own := tmp_path / "own").write_text(text)
+    server = Server(
+        address="127.0.0.1:0",
+        services=[],
+        max_message_bytes=1 << 24,
+        tls=Tls(certificate=certificate, key=key, ca=ours.ca),
+        door=Door(keys=Keys(keys)),
+    )
+    embedder_pb2_grpc.add_EmbedderServicer_to_server(toys(), server.grpc)  # type: ignore[no-untyped-call]
+    address = await server.start()
+    peer = {"embedder": address, "embedder_ca": ours.ca}
+    mutual = {"embedder_certificate": client[0], "embedder_private_key": client[1]}
+    try:
+        async with alone(**peer, **mutual, embedder_api_key=own) as face:
+            assert (await face.recognize(face.wav(1))).status_code == 200
+        async with alone(**peer, **mutual, grpc_socket=tmp_path / "q.sock") as face:
+            for query in ({}, {"window_ms": 500}):
+                refused = await face.recognize(face.wav(1), **query)
+                assert (refused.status_code, refused.json()["kind"]) == (503, "Unavailable"), "not the caller's to mend"
+    finally:
+        await server.stop()
