@@ -18,10 +18,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from servox import scopes, visits
 from servox import watched as files
 from servox.callers import ANYBODY, Caller, caller
+from servox.client import Client
 from servox.doors import Door
-from servox.errors import Forbidden, Overloaded, OverQuota, Unauthenticated
+from servox.errors import BadSetting, Forbidden, Overloaded, OverQuota, Unauthenticated
 from servox.inference import open_inference_pb2
-from servox.keys import Key, Keys, document_of, minted
+from servox.keys import Key, Keys, document_of, key_of_environment, minted
 from servox.rpc import Server, channel, translated
 from servox.v1 import embedder_pb2, embedder_pb2_grpc, evaluator_pb2, evaluator_pb2_grpc, prober_pb2
 from servox.visits import visit
@@ -312,3 +313,19 @@ async def test_keys_do_not_share_what_they_may_use(house: House) -> None:
             await _describe(stub)
             with pytest.raises(OverQuota):
                 await _describe(stub)
+
+
+async def test_the_client_shows_its_key(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = house.key(name="client")
+    async with Client(embedder=house.address, key=key) as client:
+        assert (await client.describe()).dims == 7
+    async with Client(embedder=house.address) as client:
+        with pytest.raises(Unauthenticated):
+            await client.describe()
+    assert [each.name for each in house.embedder.callers] == ["client"]
+    monkeypatch.delenv("SERVOX_KEY", raising=False)
+    assert key_of_environment() is None
+    monkeypatch.setenv("SERVOX_KEY", f"{key}\n")
+    assert key_of_environment() == key
+    with pytest.raises(BadSetting, match="no key"):
+        Client(embedder=house.address, key="a key with spaces")
