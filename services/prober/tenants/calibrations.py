@@ -155,7 +155,7 @@ class Calibrations:
         keys = sorted({*on_disk, *(key for key in self._kept if not name or key[0] == name)})
         wanted = [key for key in keys if space is None or key[1] == space.name]
         found = [await self._state(key) for key in wanted]
-        return [state for state in found if state is not None]
+        return [state for state in found if state is not None and _known(state)]
 
     async def freeze(self, tenant: str, space: Space | None, *, thaw: bool) -> list[State]:
         """Stops a tenant's states from learning, or lets them go on.
@@ -408,6 +408,11 @@ def _new(kept: Kept, clip: Clip) -> bool:
     while len(kept.seen) > SEEN:
         kept.seen.popitem(last=False)
     return True
+
+
+def _known(state: State) -> bool:
+    """Whether there is anything to tell: a tenant may have been reset, or called with nothing that was heard."""
+    return bool(state.recent_weight or state.weight or state.prior or state.alarm)
 
 
 def _unwritten(kept: Kept) -> bool:
