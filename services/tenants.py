@@ -182,7 +182,7 @@ def _show(calibrations: Iterable[pb.Calibration], *, as_json: bool) -> None:
             str(each.refused),
             f"{each.diversity:.1f}",
             f"{each.drift:.2f}",
-            pb.Prior.Kind.Name(each.prior.kind).removeprefix("KIND_").lower() if each.HasField("prior") else "–",
+            _prior_of(each) or "–",
             changed if each.changed_unix_ms else "–",
             each.alarm,
         )
@@ -210,7 +210,16 @@ def _document(calibration: pb.Calibration) -> dict[str, Any]:
         "drift": calibration.drift,
         "alarm": calibration.alarm,
         "changed_unix_ms": calibration.changed_unix_ms,
+        "prior": _prior_of(calibration),
+        "probabilities": dict(calibration.prior.probabilities),
     }
+
+
+def _prior_of(calibration: pb.Calibration) -> str:
+    """The kind of the tenant's own prior; empty where none was set."""
+    if not calibration.HasField("prior"):
+        return ""
+    return pb.Prior.Kind.Name(calibration.prior.kind).removeprefix("KIND_").lower().replace("_", "-")
 
 
 @contextmanager

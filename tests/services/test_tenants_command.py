@@ -102,9 +102,12 @@ async def test_a_state_goes_in_is_changed_and_comes_out(run: Run, tmp_path: Path
     assert state["state"] == "frozen"
     (state,) = last(await run("thaw", "acme", "--json"))
     assert state["state"] == "ready"
-    shown = await run("prior", "acme", "anger=0.5,happiness=0.25,sadness=0.25", "--head", "toy")
-    assert "explicit" in shown.stdout
-    assert "explicit" not in (await run("prior", "acme", "none", "--head", "toy")).stdout
+    shares = {"anger": 0.5, "happiness": 0.25, "sadness": 0.25}
+    text = ",".join(f"{label}={share}" for label, share in shares.items())
+    (state,) = last(await run("prior", "acme", text, "--head", "toy", "--json"))
+    assert (state["prior"], state["probabilities"]) == ("explicit", shares)
+    (state,) = last(await run("prior", "acme", "none", "--head", "toy", "--json"))
+    assert (state["prior"], state["probabilities"]) == ("", {})
     out = tmp_path / "out.json"
     assert (await run("export", "acme", str(out))).stdout == f"wrote {out}\n"
     assert json.loads(out.read_text())["states"][0]["clips"] == 20
