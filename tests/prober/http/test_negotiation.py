@@ -19,7 +19,7 @@ from services.prober.http.multipart import OneFile
 from services.prober.http.problems import Refusal, problem_of
 from services.prober.http.queries import Query, prior_of
 from services.prober.http.traffic import Traffic
-from servox.errors import BadInput, Overloaded, Unavailable, leaves
+from servox.errors import BadInput, Overloaded, OverQuota, Unavailable, leaves
 from servox.v1 import common_pb2, prober_pb2
 
 
@@ -138,7 +138,8 @@ def test_every_error_of_ours_is_a_problem_with_its_status(error: type[Exception]
     assert (members["field"], members["value"]) == ("window_ms", "x y")
     assert members["retryable"] == error.retryable  # type: ignore[attr-defined]
     assert re.fullmatch(r"urn:servox:problem:[a-z-]+", str(members["type"]))
-    assert ("retry-after" in problem.response("an-id").headers) == error.retryable  # type: ignore[attr-defined]
+    tells_when = error.retryable or error is OverQuota  # type: ignore[attr-defined]
+    assert ("retry-after" in problem.response("an-id").headers) == tells_when
 
 
 def test_errors_that_are_not_ours_are_named_by_their_status_or_not_at_all() -> None:
