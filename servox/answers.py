@@ -88,12 +88,16 @@ class UsedCalibration:
         state: how far it has come.
         version: counts the changes of what answers; 0 where the training statistics do.
         clips: that the statistics were taken from.
+        shift: of the tenant's mean from the training mean, squared, in training deviations, mean over dimensions.
+        relevance: how far the tenant's mean replaces the training mean, 0 to 1.
     """
 
     tenant: str = ""
     state: CalibrationState = CalibrationState.NONE
     version: int = 0
     clips: int = 0
+    shift: float = 0.0
+    relevance: float = 0.0
 
 
 UNCALIBRATED = UsedCalibration()

@@ -79,6 +79,8 @@ def calibration_from_proto(message: prober_pb2.UsedCalibration) -> UsedCalibrati
         state=_STATES.get(message.state, CalibrationState.UNKNOWN),
         version=message.version,
         clips=message.clips,
+        shift=message.shift,
+        relevance=message.relevance,
     )
 
 
