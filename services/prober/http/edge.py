@@ -209,7 +209,7 @@ class Exchange:
         self.visit = Visit()  # anybody's, until somebody is known
         self.status = GONE
         self._media = ""
-        self._begun = self._ended = False
+        self._begun = self._ended = self._failed = False
         scope["request_id"] = request_id
 
     async def send(self, message: Message) -> None:
@@ -229,12 +229,14 @@ class Exchange:
         elif kind == "websocket.close":
             self.status = message.get("code", 1000)
         elif kind.endswith(".body"):
-            self.visit.check()  # a long answer ends with the visit
+            if self._media == LINES and not self._failed:
+                self.visit.check()  # an answer of hours ends with the visit
             self._ended = not message.get("more_body", False)
         await self._send(message)
 
     async def fail(self, problem: Problem, receive: Receive) -> None:
         """Answers with a problem, as far as the answer has not begun."""
+        self._failed = True
         if not self._begun:
             await problem.response(self.request_id)(self._scope, receive, self.send)
         elif self._media == LINES and not self._ended:

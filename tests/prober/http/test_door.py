@@ -14,8 +14,9 @@ import pytest
 from httpx_ws import AsyncWebSocketSession, WebSocketDisconnect, WebSocketUpgradeError, aconnect_ws
 from starlette.datastructures import Headers
 
-from services.prober.http.edge import Edge
+from services.prober.http.edge import Edge, Exchange
 from services.prober.http.entrance import check_near, shown, spoken
+from services.prober.http.problems import problem_of
 from servox import scopes, visits
 from servox import watched as files
 from servox.errors import Forbidden, OverQuota, Unauthenticated
@@ -308,3 +309,32 @@ async def test_purposes_are_checked_on_every_way_and_notices_come_back(opened: A
             await face.grpc.Recognize(request)
         assert face.count("servox_prober_purposes_total", purpose="workplace", outcome="refused") == 2
         assert face.count("servox_prober_purposes_total", purpose="research", outcome="allowed") == 2
+
+
+async def test_lines_end_with_the_key_and_say_why() -> None:
+    sent, left = list[Any](), [2]
+
+    def check() -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Unauthenticated("key a (shop) is revoked: ask for another one")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def nothing() -> Any:
+        return None
+
+    exchange = Exchange({"type": "http"}, send, "an-id")
+    exchange.visit = visits.Visit(check=check)
+    headers = [(b"content-type", b"application/x-ndjson")]
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+    line = {"type": "http.response.body", "body": b'{"window": {}}\n', "more_body": True}
+    await exchange.send(dict(line))
+    await exchange.send(dict(line))
+    with pytest.raises(Unauthenticated) as ended:
+        await exchange.send(dict(line))
+    await exchange.fail(problem_of(ended.value), nothing)
+    assert [message["type"].rsplit(".", 1)[1] for message in sent] == ["start", "body", "body", "body"]
+    assert json.loads(sent[-1]["body"])["problem"]["kind"] == "Unauthenticated"
+    assert sent[-1]["more_body"] is False
