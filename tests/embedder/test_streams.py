@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.embedder.streams import Stream
-from servox.errors import Unavailable
+from servox.errors import Unauthenticated, Unavailable
 from servox.v1.embedder_pb2 import EmbedStreamRequest, EmbedStreamResponse
 
 
@@ -73,3 +73,18 @@ async def test_a_stream_that_is_drained_before_it_began_reads_nothing() -> None:
     with pytest.raises(Unavailable, match="stopping"):
         await asyncio.wait_for(_read(stream, _items(4), found), 10)
     assert desk.admitted == found == []
+
+
+async def test_a_caller_who_may_not_go_on_is_answered_what_came_before() -> None:
+    async def ending() -> AsyncIterator[EmbedStreamRequest]:
+        async for item in _items(3):
+            yield item
+        raise Unauthenticated("key a (shop) is revoked")
+
+    desk, found = Desk(), list[str]()
+    reading = asyncio.create_task(_read(Stream(desk.answer, in_flight=8), ending(), found))
+    await _admitted(desk, 3)
+    desk.open.set()
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await asyncio.wait_for(reading, 10)
+    assert sorted(found) == ["0", "1", "2"]
