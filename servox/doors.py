@@ -52,6 +52,7 @@ class Door:
         certificate_scopes: what whoever has a certificate may do; empty: a certificate alone does not count.
         allowance: of those with tokens and certificates.
         counted: told what each caller showed (none, key, token, certificate) and what came of it.
+        stale: makes the alarm of a source of credentials that cannot be read any more.
         clock: seconds since 1970.
     """
 
@@ -63,8 +64,10 @@ class Door:
         certificate_scopes: frozenset[str] = frozenset(),
         allowance: Allowance | None = None,
         counted: Callable[[str, str], None] = lambda _shown, _outcome: None,
+        stale: Callable[[str], Callable[[bool], None]] = lambda _source: lambda _stale: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.stale = stale
         self._keys, self._tokens = keys, tokens
         self._certificate_scopes = certificate_scopes
         self._allowance = allowance or Allowance()

@@ -51,11 +51,11 @@ class Tls:
         except OSError as error:
             raise BadSetting(f"TLS file {path}: {error.strerror}; give a readable PEM file") from None
 
-    def server(self) -> grpc.ServerCredentials:
-        """Credentials of a server, which follow their files when these change."""
+    def server(self, alarm: Callable[[bool], None] = lambda _: None) -> grpc.ServerCredentials:
+        """Credentials of a server, which follow their files when these change; `alarm` is told when they cannot."""
         if self.certificate is None or self.key is None:
             raise BadSetting("TLS of a server needs a certificate and its key: give both")
-        return Certificates(self.certificate, self.key, self.ca).grpc()
+        return Certificates(self.certificate, self.key, self.ca, alarm=alarm).grpc()
 
     def client(self) -> grpc.ChannelCredentials:
         """Credentials of a client."""
@@ -143,7 +143,7 @@ class Server:
         await self.serving(False)
         try:
             if self._tls:
-                port = self.grpc.add_secure_port(self._requested, self._tls.server())
+                port = self.grpc.add_secure_port(self._requested, self._tls.server(self.door.stale("certificates")))
             else:
                 port = self.grpc.add_insecure_port(self._requested)
         except RuntimeError as error:

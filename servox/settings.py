@@ -134,6 +134,7 @@ class ServiceSettings(BaseSettings):
                 rate_per_s=self.jwt_rate_per_s, audio_s_per_day=self.jwt_audio_s_per_day, streams=self.jwt_streams
             ),
             counted=shown.counted,
+            stale=shown.stale,
         )
 
     def server(self, *services: str, door: Door) -> Server:

@@ -92,7 +92,7 @@ class DoorMetrics:
         )
         self._stale = Gauge(
             "servox_credentials_stale",
-            "1 while the last good content of a source (keys, jwks) counts because it cannot be read now.",
+            "1 while the last good content of a source (keys, jwks, certificates) counts as it cannot be read now.",
             ["source"],
             registry=metrics.registry,
         )

@@ -63,7 +63,7 @@ class ProberServer:
             door=self._server.door,
             ready=lambda: self._server.ready,
         )
-        self._listener = Listener(face, face.traffic, self._settings)
+        self._listener = Listener(face, face.traffic, self._settings, self._server.door.stale("certificates"))
         self.http = await self._listener.start()
         log.info("serving HTTP", extra={"address": self.http})
 

@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
@@ -157,12 +158,15 @@ class Listener:
         app: what is served.
         traffic: of the app; waited for when it stops.
         settings: where it listens, certificates, patience.
+        alarm: told whether changed certificates cannot be used.
     """
 
     _LOUDEST: ClassVar[int] = logging.ERROR  # what uvicorn says below it, the app says better
 
-    def __init__(self, app: ASGIApp, traffic: Traffic, settings: Settings) -> None:
-        self._settings, self._traffic = settings, traffic
+    def __init__(
+        self, app: ASGIApp, traffic: Traffic, settings: Settings, alarm: Callable[[bool], None] = lambda _: None
+    ) -> None:
+        self._settings, self._traffic, self._alarm = settings, traffic, alarm
         self._state = _State(settings.http_idle_s)
         self._config = Config(
             app,
@@ -195,7 +199,7 @@ class Listener:
         logging.getLogger("uvicorn.error").setLevel(self._LOUDEST)
         self._config.load()
         loop, settings = asyncio.get_running_loop(), self._settings
-        context = _tls(settings)
+        context = self._tls()
         try:
             if settings.http_socket:
                 self._server = await loop.create_unix_server(
@@ -211,6 +215,13 @@ class Listener:
         host, port = self._server.sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         return f"{'https' if context else 'http'}://{shown}:{port}"
+
+    def _tls(self) -> ssl.SSLContext | None:
+        settings = self._settings
+        if settings.tls_certificate is None or settings.tls_key is None:
+            return None
+        ca = settings.tls_client_ca
+        return Certificates(settings.tls_certificate, settings.tls_key, ca, alarm=self._alarm).ssl()
 
     def _protocol(self) -> _Http:
         return _Http(self._config, self._state, {})
@@ -246,9 +257,3 @@ def _bound(path: Path) -> socket.socket:
         bound.close()
         raise
     return bound
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca).ssl()

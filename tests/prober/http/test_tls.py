@@ -72,6 +72,7 @@ async def test_a_stream_lives_through_a_rotation_and_new_connections_get_the_new
             assert await shown(face, ours.ca, name="") == second, "also to who names nobody"
             certificate.write_bytes(certificate.read_bytes()[:100])
             assert await shown(face, ours.ca) == second, "half a file changes nothing"
+            assert face.count("servox_credentials_stale", source="certificates") == 1
             await socket.send_bytes(face.samples(1.1).tobytes())
             assert json.loads(await socket.receive_text(timeout=10))["type"] == "window"
             await socket.send_text('{"type": "end"}')
