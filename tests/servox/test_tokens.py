@@ -15,10 +15,12 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from servox import tokens as module
-from servox.doors import Door
+from servox.doors import Door, bearer_of
 from servox.errors import BadSetting, Forbidden, Unauthenticated, Unavailable
 from servox.tokens import ASK_AGAIN_S, REFRESH_EVERY_S, Issuer, KeySet, Tokens, keys_of
 from servox.watched import Watched
@@ -361,3 +363,41 @@ async def test_a_real_endpoint_that_fails_is_unavailable(status: str, body: byte
             await Tokens(KeySet(url), ISSUER).verified(token())
     with pytest.raises(Unavailable):  # nobody listens any more
         await Tokens(KeySet(url), ISSUER).verified(token())
+
+
+# ---- whatever strangers send ---------------------------------------------------------------------------------------
+
+
+def encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["alg", "kid", "crit", "x"]), inner),
+    max_leaves=8,
+)
+HEADERS = st.builds(
+    lambda more, alg: json.dumps({"alg": alg, "typ": "JWT", **more}).encode(),
+    st.dictionaries(st.sampled_from(["alg", "kid", "crit", "b64", "typ", "x"]), JSON, max_size=4),
+    st.sampled_from(["RS256", "ES256", "EdDSA", "none", "HS256"]),
+)
+PARTS = st.one_of(HEADERS, st.binary(max_size=60), st.just(b"[" * 9000), st.just(b'{"alg":' * 2000)).map(encoded)
+TEXTS = st.one_of(
+    st.text(max_size=80), st.builds(lambda *parts: ".".join(parts), PARTS, PARTS, PARTS), st.just("." * 9000)
+)
+DOOR = Door(tokens=Tokens(KeySet("https://issuer/jwks", fetch=Endpoint()), ISSUER))
+
+
+@given(TEXTS)
+def test_whatever_strangers_send_is_refused_as_unknown(text: str) -> None:
+    with pytest.raises(Unauthenticated):
+        asyncio.run(DOOR.admit("recognize", bearer=text))
+
+
+@given(st.one_of(st.text(max_size=40), TEXTS.map(lambda text: f"Bearer {text}")))
+def test_whatever_header_strangers_send_is_a_credential_or_refused(header: str) -> None:
+    try:
+        assert bearer_of(header)
+    except Unauthenticated:
+        return
