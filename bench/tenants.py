@@ -270,9 +270,7 @@ def gain_rows(figures: Figures) -> list[list[str]]:
 def prior_rows(figures: Figures) -> list[list[str]]:
     """A row for each kind, content and number of clips."""
     rows = []
-    for kind, content, size, raw in product(KINDS, CONTENTS[:2], (16, 64), (("raw",), ())):
-        if size == 16 and raw:
-            continue
+    for kind, content, (size, raw) in product(KINDS, CONTENTS[:2], ((64, ("raw",)), (16, ()), (64, ()))):
         values = [f"{figures.mean(kind, content, size, name, *raw):.3f}" for name in PRIORS]
         rows.append([kind, content, "training mean" if raw else f"{size} clips", *values])
     return rows
