@@ -56,7 +56,8 @@ def clipped(value: ArrayLike, centre: Array, std: ArrayLike, *, deviations: floa
 
 def shift(mean: ArrayLike, reference: ArrayLike, std: ArrayLike) -> float:
     """Mean over dimensions of ((mean - reference) / std) squared; see the module."""
-    z = (np.asarray(mean, dtype=np.float64) - reference) / np.asarray(std, dtype=np.float64)
+    to = np.asarray(reference, dtype=np.float64)
+    z = (np.asarray(mean, dtype=np.float64) - to) / np.asarray(std, dtype=np.float64)
     return float(np.mean(np.square(z)))
 
 
