@@ -185,9 +185,7 @@ class Scorer:
             return []
         embeddings = self.predictor.embeddings(test.labelled)
         return [
-            target_statistics(embeddings, drawn if drawn.size else None)
-            for each in draws.values()
-            for drawn in each
+            target_statistics(embeddings, drawn if drawn.size else None) for each in draws.values() for drawn in each
         ]
 
     def _document(
