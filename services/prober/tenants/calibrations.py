@@ -258,6 +258,10 @@ class Calibrations:
 
     async def _get(self, tenant: str, space: Space) -> Kept:
         key = (tenant, space.name)
+        kept = self._kept.get(key)
+        if kept is not None and (kept.held or time.monotonic() - kept.looked_s <= LOOK_AGAIN_S):
+            self._kept.move_to_end(key)
+            return kept  # a call waits for no disk
         async with self._disk:
             kept = self._kept.get(key)
             if kept is None:
@@ -305,7 +309,7 @@ class Calibrations:
     async def _put_away(self, key: Key) -> None:
         """Out of memory; while the disk is ours, so that nobody reads what is about to be written."""
         kept = self._kept[key]
-        if _unwritten(kept):
+        while _unwritten(kept):  # calls go on teaching meanwhile
             await self._written(kept)
         del self._kept[key]
         kept.file.release()

@@ -94,6 +94,8 @@ class TenantMetrics(Collector):
 def values(watched: Watched, tenant: str) -> Iterator[tuple[tuple[str, ...], float]]:
     """Name and labels of each gauge of one state, and its value."""
     state = watched.state
+    if not state.shares and state.alarm:
+        yield ("alarm", tenant, ""), 1.0  # what was stored is damaged, and nobody was heard since
     for share in state.shares:
         labels = (tenant, share.head if tenant != OTHER else OTHER)
         yield ("weight", *labels), state.weight

@@ -1,6 +1,7 @@
 """Tenants through a real prober and a toy embedder: first clips, restart, operators, wrong names, priors, refusals."""
 # ruff: noqa: ANN401 -- gRPC stubs have no types
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,7 +17,7 @@ from services.prober.registry import Registry
 from services.prober.server import ProberServer
 from services.prober.settings import Settings
 from servox.callers import Caller, calling
-from servox.errors import BadInput, Forbidden, NotFound, Refused
+from servox.errors import BadInput, Forbidden, NotFound, Refused, StorageFull
 from servox.priors import softmax
 from servox.rpc import Server, channel, translated
 from servox.telemetry import Metrics
@@ -254,6 +255,8 @@ async def test_a_damaged_file_is_set_aside_and_answers_go_on(start: Start, tmp_p
         assert (answer.calibration.state, answer.calibration.clips) == (COLLECTING, 0)
         (state,) = await running.listed()
         assert "set aside" in state.alarm
+        shown = generate_latest(running.metrics.registry).decode()
+        assert 'servox_prober_tenant_alarm{head="toy:' in shown
         assert path.with_suffix(".damaged").exists()
 
 
@@ -440,3 +443,21 @@ async def test_drift_shows_as_gauges(start: Start) -> None:
         assert 'tenant="acme"' in text
         assert 'tenant="other"' in text
         assert "other-one" not in text  # of one tenant only is the label its own
+
+
+async def test_calls_of_a_known_tenant_wait_for_no_disk(start: Start) -> None:
+    async with start() as running:
+        await running.recognised(1)
+        async with running.tenants._disk:
+            async with asyncio.timeout(20):
+                assert (await running.recognised(2)).calibration.clips == 1
+
+
+async def test_a_folder_that_cannot_be_written_to_is_told_and_answers_without_a_tenant_go_on(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    async with start(tenants=tmp_path / "file" / "tenants") as running:
+        with pytest.raises(StorageFull, match="see that the folder is writable"):
+            await running.recognised(1)
+        assert (await running.recognised(1, tenant="")).overall.label
