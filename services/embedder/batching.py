@@ -4,10 +4,10 @@
   bucket share a batch, so padding stays small.
 - Nothing waits for company: a free device takes what is there, and batches grow by themselves under load. On a CPU
   batching gains little, so its budget is small; a GPU gets a large one.
-- The next clip is the one whose turn was first: its arrival and `STRETCH` times its cost later. Among clips that came
-  together the short ones go first, and none is overtaken by what came more than that after it (an earliest virtual
-  deadline, Stoica & Abdel-Wahab 1995, with a size-proportional one). For speech the clip's length is a good proxy of
-  its cost (arXiv 2603.11273).
+- The next clip is the one whose turn was first: its arrival, its patience and `STRETCH` times its cost later. Among
+  clips that came together the short ones go first, and none is overtaken by what came more than that after it (an
+  earliest virtual deadline, Stoica & Abdel-Wahab 1995, with a size-proportional one). For speech the clip's length is a
+  good proxy of its cost (arXiv 2603.11273).
 - What has used most of its time goes before all others, the earliest deadline first, so that long clips that short ones
   overtook are still in time. A clip whose caller is patient is due within `PATIENCE_S`, so nothing starves.
 - What is expired or cancelled is never run. What can hardly be answered by its deadline any more goes last: work on it
@@ -37,6 +37,10 @@ class Waiting(Protocol):
     @property
     def arrived_s(self) -> float:
         """When it was enqueued."""
+
+    @property
+    def patience_s(self) -> float:
+        """How much later others may come and still go before it; bulk work says so."""
 
     @property
     def deadline_s(self) -> float:
@@ -137,7 +141,7 @@ def _rank(clip: Waiting, budget: Budget, now: float) -> tuple[bool, bool, float]
     due_s = min(clip.deadline_s, clip.arrived_s + PATIENCE_S)
     if due_s - now - cost_s < URGENT_SHARE * (due_s - clip.arrived_s):
         return late, False, due_s
-    return late, True, clip.arrived_s + STRETCH * cost_s
+    return late, True, clip.arrived_s + clip.patience_s + STRETCH * cost_s
 
 
 def _lane(clip: Waiting, budget: Budget) -> tuple[int, bool]:

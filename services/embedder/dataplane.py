@@ -26,6 +26,8 @@ from .metrics import EmbedderMetrics
 
 Pooling = Literal["mean", "mean_std", "frames"]
 
+LONGEST_PATIENCE_MS = 10_000  # in which a clip is due in any case; see `batching`
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -36,12 +38,14 @@ class Request:
         pooling: over the clip's own frames.
         layers: numbers of the bundle's layers, in the order of the answer; empty for the default layer.
         truncate_ms: cut longer audio here; 0 refuses audio over the server's limit.
+        patience_ms: what comes up to so much later may go before it.
     """
 
     audio: bytes | Pcm
     pooling: Pooling = "mean"
     layers: tuple[int, ...] = ()
     truncate_ms: int = 0
+    patience_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +128,12 @@ class Dataplane:
             seat.amend(clip.duration_ms / 1000)
             visit().hear(clip.duration_ms / 1000)
             _in_time(deadline_s, decoded_s, "decoded")
-            answer = await self._engine.run(clip.samples, frames=request.pooling == "frames", deadline_s=deadline_s)
+            answer = await self._engine.run(
+                clip.samples,
+                frames=request.pooling == "frames",
+                patience_s=request.patience_ms / 1000,
+                deadline_s=deadline_s,
+            )
             spent = Spent(
                 decode_s=decoded_s - began_s,
                 queue_s=answer.queue_s,
@@ -151,6 +160,8 @@ class Dataplane:
             raise BadInput(f"pooling {request.pooling!r} is unknown: use {', '.join(get_args(Pooling))}")
         if request.truncate_ms < 0:
             raise BadInput(f"truncate_ms = {request.truncate_ms} is negative: give milliseconds to keep, or 0")
+        if not 0 <= request.patience_ms <= LONGEST_PATIENCE_MS:
+            raise BadInput(f"patience_ms = {request.patience_ms}: give 0 to {LONGEST_PATIENCE_MS}")
         default = self.bundle.default_layer
         if len(request.layers) > len(self.bundle.layers):  # a message could name one layer millions of times
             held = len(self.bundle.layers)

@@ -53,6 +53,7 @@ class Job:
     pcm: Samples
     frames: bool
     arrived_s: float
+    patience_s: float
     deadline_s: float
     answer: asyncio.Future[Answer]
 
@@ -114,7 +115,7 @@ class Engine:
         self._give_up(_stopping())
         await asyncio.to_thread(self._device.close, wait=not self.failed.done())
 
-    async def run(self, pcm: Samples, *, frames: bool, deadline_s: float = math.inf) -> Answer:
+    async def run(self, pcm: Samples, *, frames: bool, patience_s: float = 0.0, deadline_s: float = math.inf) -> Answer:
         """Statistics, and frames where asked for, of mono samples [n] at the bundle's rate.
 
         Raises:
@@ -125,7 +126,14 @@ class Engine:
         if self.failed.done():
             raise self.failed.result()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        job = Job(pcm=pcm, frames=frames, arrived_s=time.monotonic(), deadline_s=deadline_s, answer=answer)
+        job = Job(
+            pcm=pcm,
+            frames=frames,
+            arrived_s=time.monotonic(),
+            patience_s=patience_s,
+            deadline_s=deadline_s,
+            answer=answer,
+        )
         self._pending.append(job)
         self._show_queue()
         self._wake.set()

@@ -53,6 +53,7 @@ def request_from_proto(message: embedder_pb2.EmbedRequest) -> Request:
         pooling=pooling,
         layers=tuple(message.layers),
         truncate_ms=message.truncate_ms,
+        patience_ms=message.patience_ms,
     )
 
 

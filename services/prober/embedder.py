@@ -106,7 +106,7 @@ class Embedder:
         return _embedded(reply, card)
 
     async def windows(
-        self, heard: AsyncIterator[Heard], rate_hz: int, card: Card, *, in_flight: int, streams: int
+        self, heard: AsyncIterator[Heard], rate_hz: int, card: Card, *, in_flight: int, streams: int, patience_ms: int
     ) -> AsyncGenerator[tuple[Heard, Embedded | None]]:
         """Windows in their order, embedded as they come; those that abstain, or turn out to, have no embedding.
 
@@ -118,12 +118,13 @@ class Embedder:
             card: of the head that is to read the embeddings.
             in_flight: most windows drawn and not yielded.
             streams: over how many streams, and so replicas, they are spread.
+            patience_ms: what comes to the embedder up to so much later may go before them.
 
         Raises:
             ServoxError: what `heard` raised, after the windows before it; what the embedder says of a window.
             Unavailable: the embedder stays away, or is silent for longer than the longest wait.
         """
-        line = _Line(heard, rate_hz, card, in_flight)
+        line = _Line(heard, rate_hz, card, in_flight, patience_ms)
         sent = embed_all(
             self._stub,
             line.requests(),
@@ -200,8 +201,9 @@ class _Turn:
 class _Line:
     """Windows on their way: at most so many at a time, answered in order."""
 
-    def __init__(self, heard: AsyncIterator[Heard], rate_hz: int, card: Card, in_flight: int) -> None:
+    def __init__(self, heard: AsyncIterator[Heard], rate_hz: int, card: Card, in_flight: int, patience_ms: int) -> None:
         self._heard, self._rate_hz, self._card = heard, rate_hz, card
+        self._patience_ms = patience_ms
         self._turns: asyncio.Queue[_Turn | Exception | None] = asyncio.Queue(in_flight)
         self._asked: dict[str, asyncio.Future[Outcome | None]] = {}
 
@@ -217,7 +219,9 @@ class _Line:
                     continue
                 name = str(each.cut.index)
                 self._asked[name] = turn.answer
-                yield name, _request(pcm_of(each.cut, self._rate_hz), self._card)
+                request = _request(pcm_of(each.cut, self._rate_hz), self._card)
+                request.patience_ms = self._patience_ms
+                yield name, request
         except Exception as error:  # noqa: BLE001 -- raised again where the answers are read
             await self._turns.put(error)
         else:

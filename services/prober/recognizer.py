@@ -33,6 +33,7 @@ Answer = tuple[Window, common_pb2.Bundle]
 
 NOTHING: Samples = np.empty(0, dtype=np.float32)
 IN_FLIGHT_BYTES = 32 << 20  # of one call's windows: long windows at high rates are megabytes each
+PATIENCE_MS = 1000  # of a file's windows: a live window, or a single clip, goes before them
 BULK_STREAMS = 4  # to the embedder, for files; a live stream has one window at a time to send
 
 
@@ -196,6 +197,7 @@ class Recognizer:
             posterior.head.card,
             in_flight=max(2, min(self._limits.in_flight, fits)),
             streams=BULK_STREAMS if bulk else 1,
+            patience_ms=PATIENCE_MS if bulk else 0,
         )
         async with aclosing(answers):
             async for each, embedded in answers:

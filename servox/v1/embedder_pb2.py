@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from servox.v1 import common_pb2 as servox_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18servox/v1/embedder.proto\x12\tservox.v1\x1a\x16servox/v1/common.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xf8\x02\n\x10\x44\x65scribeResponse\x12!\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x11.servox.v1.Bundle\x12\x0f\n\x07rate_hz\x18\x02 \x01(\x05\x12\x14\n\x0c\x66rames_per_s\x18\x03 \x01(\x01\x12\x0c\n\x04\x64ims\x18\x04 \x01(\x05\x12\x0e\n\x06layers\x18\x05 \x03(\x05\x12\x15\n\rdefault_layer\x18\x06 \x01(\x05\x12\x17\n\x0fmin_duration_ms\x18\x07 \x01(\x03\x12\x17\n\x0fmax_duration_ms\x18\x08 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\t \x01(\x03\x12\x0f\n\x07runtime\x18\n \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x37\n\x06parity\x18\x0c \x03(\x0b\x32\'.servox.v1.DescribeResponse.ParityEntry\x12\x0f\n\x07version\x18\r \x01(\t\x1a-\n\x0bParityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"y\n\x0c\x45mbedRequest\x12\x1f\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x10.servox.v1.Audio\x12#\n\x07pooling\x18\x02 \x01(\x0e\x32\x12.servox.v1.Pooling\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\x13\n\x0btruncate_ms\x18\x04 \x01(\x03\"\xb4\x01\n\rEmbedResponse\x12#\n\tembedding\x18\x01 \x01(\x0b\x32\x10.servox.v1.Array\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12!\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x11.servox.v1.Bundle\x12#\n\x07timings\x18\x04 \x01(\x0b\x32\x12.servox.v1.Timings\x12\x13\n\x0b\x64uration_ms\x18\x05 \x01(\x03\x12\x11\n\ttruncated\x18\x06 \x01(\x08\"J\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.servox.v1.EmbedRequest\"\x80\x01\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.servox.v1.EmbedResponseH\x00\x12%\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.servox.v1.FailureH\x00\x42\x08\n\x06result*^\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x14\n\x10POOLING_MEAN_STD\x10\x02\x12\x12\n\x0ePOOLING_FRAMES\x10\x03\x32\xdd\x01\n\x08\x45mbedder\x12\x43\n\x08\x44\x65scribe\x12\x1a.servox.v1.DescribeRequest\x1a\x1b.servox.v1.DescribeResponse\x12:\n\x05\x45mbed\x12\x17.servox.v1.EmbedRequest\x1a\x18.servox.v1.EmbedResponse\x12P\n\x0b\x45mbedStream\x12\x1d.servox.v1.EmbedStreamRequest\x1a\x1e.servox.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18servox/v1/embedder.proto\x12\tservox.v1\x1a\x16servox/v1/common.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xf8\x02\n\x10\x44\x65scribeResponse\x12!\n\x06\x62undle\x18\x01 \x01(\x0b\x32\x11.servox.v1.Bundle\x12\x0f\n\x07rate_hz\x18\x02 \x01(\x05\x12\x14\n\x0c\x66rames_per_s\x18\x03 \x01(\x01\x12\x0c\n\x04\x64ims\x18\x04 \x01(\x05\x12\x0e\n\x06layers\x18\x05 \x03(\x05\x12\x15\n\rdefault_layer\x18\x06 \x01(\x05\x12\x17\n\x0fmin_duration_ms\x18\x07 \x01(\x03\x12\x17\n\x0fmax_duration_ms\x18\x08 \x01(\x03\x12\x19\n\x11max_message_bytes\x18\t \x01(\x03\x12\x0f\n\x07runtime\x18\n \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x0b \x01(\t\x12\x37\n\x06parity\x18\x0c \x03(\x0b\x32\'.servox.v1.DescribeResponse.ParityEntry\x12\x0f\n\x07version\x18\r \x01(\t\x1a-\n\x0bParityEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x8e\x01\n\x0c\x45mbedRequest\x12\x1f\n\x05\x61udio\x18\x01 \x01(\x0b\x32\x10.servox.v1.Audio\x12#\n\x07pooling\x18\x02 \x01(\x0e\x32\x12.servox.v1.Pooling\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\x13\n\x0btruncate_ms\x18\x04 \x01(\x03\x12\x13\n\x0bpatience_ms\x18\x05 \x01(\x03\"\xb4\x01\n\rEmbedResponse\x12#\n\tembedding\x18\x01 \x01(\x0b\x32\x10.servox.v1.Array\x12\x0e\n\x06layers\x18\x02 \x03(\x05\x12!\n\x06\x62undle\x18\x03 \x01(\x0b\x32\x11.servox.v1.Bundle\x12#\n\x07timings\x18\x04 \x01(\x0b\x32\x12.servox.v1.Timings\x12\x13\n\x0b\x64uration_ms\x18\x05 \x01(\x03\x12\x11\n\ttruncated\x18\x06 \x01(\x08\"J\n\x12\x45mbedStreamRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x07request\x18\x02 \x01(\x0b\x32\x17.servox.v1.EmbedRequest\"\x80\x01\n\x13\x45mbedStreamResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x08response\x18\x02 \x01(\x0b\x32\x18.servox.v1.EmbedResponseH\x00\x12%\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x12.servox.v1.FailureH\x00\x42\x08\n\x06result*^\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x14\n\x10POOLING_MEAN_STD\x10\x02\x12\x12\n\x0ePOOLING_FRAMES\x10\x03\x32\xdd\x01\n\x08\x45mbedder\x12\x43\n\x08\x44\x65scribe\x12\x1a.servox.v1.DescribeRequest\x1a\x1b.servox.v1.DescribeResponse\x12:\n\x05\x45mbed\x12\x17.servox.v1.EmbedRequest\x1a\x18.servox.v1.EmbedResponse\x12P\n\x0b\x45mbedStream\x12\x1d.servox.v1.EmbedStreamRequest\x1a\x1e.servox.v1.EmbedStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +34,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DESCRIBERESPONSE_PARITYENTRY']._loaded_options = None
   _globals['_DESCRIBERESPONSE_PARITYENTRY']._serialized_options = b'8\001'
-  _globals['_POOLING']._serialized_start=974
-  _globals['_POOLING']._serialized_end=1068
+  _globals['_POOLING']._serialized_start=996
+  _globals['_POOLING']._serialized_end=1090
   _globals['_DESCRIBEREQUEST']._serialized_start=63
   _globals['_DESCRIBEREQUEST']._serialized_end=80
   _globals['_DESCRIBERESPONSE']._serialized_start=83
   _globals['_DESCRIBERESPONSE']._serialized_end=459
   _globals['_DESCRIBERESPONSE_PARITYENTRY']._serialized_start=414
   _globals['_DESCRIBERESPONSE_PARITYENTRY']._serialized_end=459
-  _globals['_EMBEDREQUEST']._serialized_start=461
-  _globals['_EMBEDREQUEST']._serialized_end=582
-  _globals['_EMBEDRESPONSE']._serialized_start=585
-  _globals['_EMBEDRESPONSE']._serialized_end=765
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=767
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=841
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=844
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=972
-  _globals['_EMBEDDER']._serialized_start=1071
-  _globals['_EMBEDDER']._serialized_end=1292
+  _globals['_EMBEDREQUEST']._serialized_start=462
+  _globals['_EMBEDREQUEST']._serialized_end=604
+  _globals['_EMBEDRESPONSE']._serialized_start=607
+  _globals['_EMBEDRESPONSE']._serialized_end=787
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=789
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=863
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=866
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=994
+  _globals['_EMBEDDER']._serialized_start=1093
+  _globals['_EMBEDDER']._serialized_end=1314
 # @@protoc_insertion_point(module_scope)

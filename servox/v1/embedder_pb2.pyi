@@ -61,16 +61,18 @@ class DescribeResponse(_message.Message):
     def __init__(self, bundle: _Optional[_Union[_common_pb2.Bundle, _Mapping]] = ..., rate_hz: _Optional[int] = ..., frames_per_s: _Optional[float] = ..., dims: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., default_layer: _Optional[int] = ..., min_duration_ms: _Optional[int] = ..., max_duration_ms: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., runtime: _Optional[str] = ..., device: _Optional[str] = ..., parity: _Optional[_Mapping[str, float]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("audio", "pooling", "layers", "truncate_ms")
+    __slots__ = ("audio", "pooling", "layers", "truncate_ms", "patience_ms")
     AUDIO_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_MS_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_MS_FIELD_NUMBER: _ClassVar[int]
     audio: _common_pb2.Audio
     pooling: Pooling
     layers: _containers.RepeatedScalarFieldContainer[int]
     truncate_ms: int
-    def __init__(self, audio: _Optional[_Union[_common_pb2.Audio, _Mapping]] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., layers: _Optional[_Iterable[int]] = ..., truncate_ms: _Optional[int] = ...) -> None: ...
+    patience_ms: int
+    def __init__(self, audio: _Optional[_Union[_common_pb2.Audio, _Mapping]] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., layers: _Optional[_Iterable[int]] = ..., truncate_ms: _Optional[int] = ..., patience_ms: _Optional[int] = ...) -> None: ...
 
 class EmbedResponse(_message.Message):
     __slots__ = ("embedding", "layers", "bundle", "timings", "duration_ms", "truncated")

@@ -18,6 +18,7 @@ class Waiter:
     samples: int
     arrived_s: float = 0.0
     frames: bool = False
+    patience_s: float = 0.0
     deadline_s: float = math.inf
     cancelled: bool = False
 
@@ -33,6 +34,7 @@ def _waiters(now: float) -> st.SearchStrategy[list[Waiter]]:
         samples=st.integers(400, BUCKETS[-1]),
         arrived_s=st.floats(0, now),
         frames=st.booleans(),
+        patience_s=st.sampled_from([0.0, 1.0, 10.0]),
         deadline_s=st.one_of(st.just(math.inf), st.floats(0, 2 * now)),
         cancelled=st.booleans(),
     )
@@ -76,7 +78,7 @@ def _urgent(clip: Waiter, budget: Budget, now: float) -> bool:
 def test_the_clip_whose_turn_was_first_is_in_when_none_is_urgent(pending: list[Waiter], budget: Budget) -> None:
     calm = [w for w in pending if not _urgent(w, budget, 10.0)]
     living = [w for w in calm if not w.cancelled and w.deadline_s > 10.0]
-    turns_s = {w.name: w.arrived_s + STRETCH * _cost_s(w, budget) for w in living}
+    turns_s = {w.name: w.arrived_s + w.patience_s + STRETCH * _cost_s(w, budget) for w in living}
     batch = form(calm, budget, now=10.0)
     if living:
         assert turns_s[batch.clips[0].name] == min(turns_s.values())
@@ -133,6 +135,14 @@ def test_a_long_clip_is_run_however_many_short_ones_keep_coming(
 def test_short_clips_overtake_a_long_one_that_came_with_them() -> None:
     pending = [Waiter(name=0, samples=30 * RATE), *(Waiter(name=i, samples=RATE) for i in range(1, 4))]
     assert {clip.name for clip in form(pending, _budget(), now=1.0).clips} == {1, 2, 3}
+
+
+def test_bulk_lets_others_pass_that_come_within_its_patience_and_no_later() -> None:
+    bulk = Waiter(name=0, samples=RATE, arrived_s=1.0, patience_s=1.0)
+    live = Waiter(name=1, samples=RATE, arrived_s=1.9)
+    late = replace(live, name=2, arrived_s=2.1)
+    assert [clip.name for clip in form([bulk, live], _budget(clips=1), now=2.2).clips] == [1]
+    assert [clip.name for clip in form([bulk, late], _budget(clips=1), now=2.2).clips] == [0]
 
 
 def test_an_aged_long_clip_goes_before_fresh_short_ones() -> None:

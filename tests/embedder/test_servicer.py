@@ -175,6 +175,7 @@ async def test_a_clip_over_the_limit_is_refused_or_cut_as_asked(
         ({"layers": [1] * 1_000_000}, "name each once"),
         ({"pooling": 17}, "pooling 17"),
         ({"truncate_ms": -5}, "truncate_ms = -5"),
+        ({"patience_ms": 10_001}, "patience_ms = 10001"),
         ({"pooling": embedder_pb2.POOLING_FRAMES, "layers": [0]}, "layer 1 only"),
     ],
 )

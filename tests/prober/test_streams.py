@@ -22,6 +22,7 @@ from services.prober.card import Card
 from services.prober.dataplane import Dataplane
 from services.prober.heads import Head, encode
 from services.prober.metrics import ProberMetrics
+from services.prober.recognizer import PATIENCE_MS
 from services.prober.registry import Registry
 from services.prober.settings import Settings
 from services.prober.windows import grid
@@ -323,6 +324,14 @@ async def test_a_window_that_no_audio_has_is_refused(plain: Pair) -> None:
         ):
             with pytest.raises(BadInput, match=f"next_window = {number}"):
                 await streamed(plain.prober, [], config)
+
+
+async def test_windows_of_files_let_live_ones_pass(plain: Pair) -> None:
+    sound = wave(2.5, 16_000)
+    for config, data, patience_ms in ((live(sound), sound.raw, 0), (CONTAINER, sound.file("WAV"), PATIENCE_MS)):
+        plain.embedder.requests.clear()
+        await streamed(plain.prober, [data], config)
+        assert {request.patience_ms for request in plain.embedder.requests} == {patience_ms}
 
 
 # ---- bad callers, and faults -----------------------------------------------------------------------------------------
