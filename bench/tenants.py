@@ -5,8 +5,8 @@
   stranger). Tenants are the clips of `bench.tenant_replay`: those who calibrate are never those who are scored.
 - Streams: balanced; skewed 4:1 in a random order of classes; one class, each in turn (mean and worst).
 - `plain` is the recipe of the study: replace the mean from 16 clips on, no guard and no threshold of relevance.
-- An attack is 1,000 clips of one class within an hour, each a call of its own and slightly changed, so that none is a
-  duplicate.
+- An attack is 1,000 clips of one class within an hour, or 400 within a day, so slowly that all may count; each is a call
+  of its own and slightly changed, so that none is a duplicate.
 - Drift: 96 clips of the scored half after a state of 64 clips, then 96 of another corpus.
 
 python -m bench.tenants --bundle BUNDLE --store FOLDER [--data FOLDER] [--plots FOLDER]
@@ -51,7 +51,13 @@ CONTENTS: tuple[Content, ...] = ("balanced", "skewed 4:1", "one class")
 WORST = "the worst class"
 PRIORS = ("train", "uniform", "true", "estimated", "estimated-em")
 SLOW_MS = 300_000  # between clips that are all to count
-ATTACK, ATTACK_MS = 1000, 3600
+# name, clips heard before, limits, clips of the attack, time between them
+ATTACKS = (
+    ("servox, an hour", 16, Rules(), 1000, 3600),
+    ("servox, an hour", 64, Rules(), 1000, 3600),
+    ("servox, a day", 64, Rules(), 400, 216_000),
+    ("plain, an hour", 64, PLAIN, 1000, 3600),
+)
 JITTER = 0.1  # training deviations
 DRIFT = 96
 
@@ -213,16 +219,15 @@ def novelty(tenant: Tenant, seed: int, figures: Figures) -> None:
 
 
 def attacked(tenant: Tenant, seed: int, figures: Figures) -> None:
-    """Macro-F1 before and after an hour of one class."""
-    recipes = (("servox", Rules(), 16), ("servox", Rules(), 64), ("plain", PLAIN, 64))
-    for only, (name, rules, after) in product(tenant.heard, recipes):
+    """Macro-F1 before and after an hour, or a day, of one class."""
+    for only, (name, after, rules, clips, each_ms) in product(tenant.heard, ATTACKS):
         random = np.random.default_rng([seed, 4, only])
         replay = Replay(tenant=tenant, rules=rules)
         replay.heard(tenant.vectors[drawn(tenant.labels, tenant.callers, "balanced", after, random)], each_ms=SLOW_MS)
         before, answers = replay.f1(), replay.probabilities(tenant.scored)
-        fed = tenant.vectors[drawn(tenant.labels, tenant.callers, "one class", ATTACK, random, only)]
+        fed = tenant.vectors[drawn(tenant.labels, tenant.callers, "one class", clips, random, only)]
         fed = fed + (random.normal(size=fed.shape) * JITTER * tenant.head.weights["std"]).astype(np.float32)
-        reasons = replay.heard(fed, each_ms=ATTACK_MS)
+        reasons = replay.heard(fed, each_ms=each_ms)
         key = (name, tenant.kind, after)
         figures.add(replay.f1() - before, *key, "change")
         figures.add(float(np.abs(replay.probabilities(tenant.scored) - answers).max(axis=1).mean()), *key, "moved")
@@ -279,7 +284,7 @@ def prior_rows(figures: Figures) -> list[list[str]]:
 def attack_rows(figures: Figures) -> list[list[str]]:
     """A row for each kind and number of clips before."""
     rows = []
-    for kind, (name, after) in product(KINDS, (("servox", 16), ("servox", 64), ("plain", 64))):
+    for kind, (name, after, *_) in product(KINDS, ATTACKS):
         key = (name, kind, after)
         mean, low = figures.mean(*key, "change"), figures.quantile(0.05, *key, "change")
         moved, counted = figures.mean(*key, "moved"), figures.mean(*key, "counted")

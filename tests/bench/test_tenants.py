@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.tenant_replay import PLAIN, Replay, Tenant, drawn, halves, true_prior
-from bench.tenants import KINDS, Figures, attack_rows, attacked, curve, gain_rows, gains, prior_rows, priors
+from bench.tenants import ATTACKS, KINDS, Figures, attack_rows, attacked, curve, gain_rows, gains, prior_rows, priors
 from services.prober.card import Card
 from services.prober.heads import Floats, Head
 from services.prober.tenants.rules import Rules
@@ -99,11 +99,11 @@ def test_tables_of_a_tenant(tenant: Tenant) -> None:
 
 
 def test_an_attack_on_a_tenant(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.tenants.ATTACK", 200)
+    monkeypatch.setattr("bench.tenants.ATTACKS", [(*attack[:3], 200, attack[4]) for attack in ATTACKS])
     figures = Figures()
     attacked(tenant, 0, figures)
-    guarded, plain = (figures.mean(name, KINDS[0], 64, "moved") for name in ("servox", "plain"))
+    guarded, plain = (figures.mean(name, KINDS[0], 64, "moved") for name in ("servox, an hour", "plain, an hour"))
     assert guarded < plain / 2
-    assert figures.mean("servox", KINDS[0], 64, "counted") <= 20
-    assert len(attack_rows(figures)) == 9
+    assert figures.mean("servox, an hour", KINDS[0], 64, "counted") <= 20
+    assert len(attack_rows(figures)) == 12
     assert PLAIN.hourly_clips > 1000

@@ -112,4 +112,4 @@ def values(watched: Watched, tenant: str) -> Iterator[tuple[tuple[str, ...], flo
 
 
 def _from_state(share: Shares) -> float:
-    return divergence(share.recent, share.shown) if share.weight else 0.0
+    return divergence(share.recent, share.usual) if share.weight else 0.0

@@ -15,7 +15,7 @@ class Rules:
         recent_clips: most that "recent" stands for, in drift.
         call_clips: most of one call or stream that count.
         least_diversity: least effective number of classes that the uncalibrated head hears, over the head's classes.
-        lean_nats: divergence of what is heard lately from what was heard so far, above which nothing counts.
+        lean_nats: divergence of what is heard lately from what is usual, above which nothing counts.
         far_spreads: distance from the mean, over that of the tenant's usual clip, beyond which none counts.
         deviations: training deviations from the mean beyond which a dimension is cut off.
         low_shift: of the tenant's mean from the training mean, up to which it says nothing.
@@ -32,7 +32,7 @@ class Rules:
     recent_clips: float = 32.0
     call_clips: int = 4
     least_diversity: float = 0.5
-    lean_nats: float = 0.06
+    lean_nats: float = 0.04
     far_spreads: float = 3.0
     deviations: float = 4.0
     low_shift: float = 0.2

@@ -56,6 +56,7 @@ class Shares:
         weight: of what counted.
         raw: standardised as in training.
         shown: standardised as the tenant is.
+        usual: like `shown`, and slow to change once there is enough: a day of one class must not become what is usual.
         em: prior estimated by expectation maximisation, step by step.
         recent: like `shown`, of what came lately, counted or not.
         recent_weight: of that.
@@ -67,16 +68,17 @@ class Shares:
     weight: float
     raw: Array
     shown: Array
+    usual: Array
     em: Array
     recent: Array
     recent_weight: float
 
     @property
     def lean(self) -> float:
-        """Divergence of what is heard lately from what was heard before, nats; 0 where either is too little."""
+        """Divergence of what is heard lately from what is usual, nats; 0 where either is too little."""
         if min(self.weight, self.recent_weight) < HEARD_CLIPS:
             return 0.0
-        return divergence(self.recent, self.shown)
+        return divergence(self.recent, self.usual)
 
     @property
     def prior(self) -> Array:
@@ -192,9 +194,7 @@ def learned(state: State, clip: Clip, rules: Rules, *, now_ms: int, training_mea
     return _judged(replace(state, distance=away), rules, now_ms=now_ms), ""
 
 
-LEANING = (
-    "what is heard lately leans to other classes than what was heard so far: nothing is learned until it is alike again"
-)
+LEANING = "what is heard lately leans to other classes than is usual here: nothing is learned until it is alike again"
 
 
 def refusal(state: State, clip: Clip, rules: Rules, *, now_ms: int) -> Refusal | None:
@@ -288,11 +288,13 @@ def _counted(state: State, clip: Clip, rules: Rules, *, now_ms: int) -> State:
 def _taught(share: Shares, clip: Clip, rules: Rules) -> Shares:
     before = min(share.weight, rules.horizon_clips)
     after = before + clip.weight
+    slow = rules.horizon_clips if before >= rules.settled_clips else before
     return replace(
         share,
         weight=min(after, rules.horizon_clips),
         raw=moved_mean(share.raw, clip.raw, before=before, weight=clip.weight),
         shown=moved_mean(share.shown, clip.shown, before=before, weight=clip.weight),
+        usual=moved_mean(share.usual, clip.shown, before=slow, weight=clip.weight),
         # One clip of the training prior before the first, so that no class is lost to the first clip.
         em=em_step(share.em, clip.shown, train=share.prior, share=clip.weight / (after + 1)),
     )
@@ -322,6 +324,7 @@ def _unheard(clip: Clip) -> Shares:
         weight=0.0,
         raw=nothing,
         shown=nothing,
+        usual=nothing,
         em=nothing,
         recent=nothing,
         recent_weight=0.0,
