@@ -5,8 +5,8 @@
   stranger). Tenants are the clips of `bench.tenant_replay`: those who calibrate are never those who are scored.
 - Streams: balanced; skewed 4:1 in a random order of classes; one class, each in turn (mean and worst).
 - `plain` is the recipe of the study: replace the mean from 16 clips on, no guard and no threshold of relevance.
-- An attack is 1,000 clips of one class within an hour, or 400 within a day, so slowly that all may count; each is a call
-  of its own and slightly changed, so that none is a duplicate.
+- An attack is 1,000 clips of one class within an hour, or 400 within a day, so slowly that all may count. Each is a
+  call of its own and slightly changed, so that none is a duplicate.
 - Drift: 96 clips of the scored half after a state of 64 clips, then 96 of another corpus.
 
 python -m bench.tenants --bundle BUNDLE --store FOLDER [--data FOLDER] [--plots FOLDER]
