@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from servox.errors import ServoxError
+from servox.priors import divergence
 
 from .answers import Window
 from .embedder import Embedded
@@ -83,17 +84,6 @@ class ShadowFigures:
     difference: float = 0.0
     dropped: int = 0
     unfit: int = 0
-
-
-def divergence(p: Array, q: Array) -> float:
-    """Jensen-Shannon divergence of two distributions `[K]`, nats."""
-    middle = (p + q) / 2
-    return max(0.0, _entropy(middle) - (_entropy(p) + _entropy(q)) / 2)
-
-
-def _entropy(p: Array) -> float:
-    held = p[p > 0]
-    return float(-(held * np.log(held)).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

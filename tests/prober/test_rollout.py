@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.prober.comparison import Comparison, divergence
+from services.prober.comparison import Comparison
 from services.prober.heads import Head
 from services.prober.hosting import Hosted
 from services.prober.metrics import ProberMetrics
@@ -25,6 +25,7 @@ from services.prober.registry import Registry
 from services.prober.rollout import Rollout, Rollouts, mismatch, position, read_rollout, write_rollout
 from servox.callers import Caller, calling
 from servox.errors import BadInput, HeadMismatch, NotFound, Refused
+from servox.priors import divergence
 from servox.rpc import translated
 from servox.telemetry import Metrics
 from servox.v1 import common_pb2, prober_pb2
