@@ -19,6 +19,7 @@ import re
 import shutil
 import uuid
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -289,7 +290,8 @@ class Registry:
 
     def _publish(self, made: Path, place: Path) -> None:
         if place.exists() and self.find(place.parent.name, place.name) is None:
-            place.rename(made.parent / "damaged")  # leaves with the staging folder
+            with suppress(FileNotFoundError):  # it was not damaged but being deleted
+                place.rename(made.parent / "damaged")  # leaves with the staging folder
         while True:
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
