@@ -323,10 +323,11 @@ async def test_callers_that_do_not_read_are_slowed_down_and_hold_nobody_up(
                 await call.write(embedder_pb2.EmbedStreamRequest(id=str(number), request=request))
 
         writing = [asyncio.create_task(write(call)) for call in calls]
-        last = -1.0
-        while last != (now := (await asyncio.to_thread(server.metrics))[ok] - before):  # until nothing moves any more
-            last = now
+        last, still = -1.0, 0
+        while still < 3:  # until nothing moves any more; a busy machine may hold everything up for a second
             await asyncio.sleep(1)
+            now = (await asyncio.to_thread(server.metrics))[ok] - before
+            last, still = now, still + 1 if now == last else 0
         assert now < offered * len(calls) / 2, "what nobody reads is not computed"
         grown_mb = round(server.memory_mb() - memory_mb)
         assert await _outcome(stub.Embed(_file(clip), timeout=30)) == "ok"
