@@ -38,6 +38,7 @@ ERROR_KEY = "servox-error"
 # Asked by probes every few seconds: they would drown the rest.
 UNTRACED = ("/grpc.", "/inference.GRPCInferenceService/Server", "/inference.GRPCInferenceService/ModelReady")
 # What a server's span calls an error (OpenTelemetry's convention for gRPC): the others are the caller's.
+CLOCKS_S = 0.05  # how far the two ends of a deadline may differ
 FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 _SDK, _OTLP = "opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto"
 _PROTOCOLS = {"grpc": f"{_OTLP}.grpc.trace_exporter", "http/protobuf": f"{_OTLP}.http.trace_exporter"}
@@ -253,7 +254,8 @@ class _Call:
         if self.answered or aborted:
             return _name(aborted)
         remaining_s = cast("float | None", self._context.time_remaining())  # nor one without a deadline
-        return "CANCELLED" if remaining_s is None or remaining_s > 0 else "DEADLINE_EXCEEDED"
+        # A caller whose time is up hangs up: that news may overtake the server's own clock by some milliseconds.
+        return "CANCELLED" if remaining_s is None or remaining_s > CLOCKS_S else "DEADLINE_EXCEEDED"
 
 
 @contextmanager
