@@ -45,7 +45,7 @@ from servox.answers import (
 )
 from servox.capture import Microphone
 from servox.errors import BadInput, BadSetting, DeadlineExpired, Overloaded, ServoxError, Unavailable
-from servox.live import CLOCKS_S, Asked, Encoded, Recording, Sound, late, stream
+from servox.live import Asked, Encoded, Recording, Sound, late, stream
 from servox.operating import (
     Comparison,
     GateResult,
@@ -62,6 +62,7 @@ from servox.rpc import Tls, channel, translated
 from servox.sources import Audio, Clip, Source, each, files, load, opened, pcm
 from servox.sync import SyncClient
 from servox.tally import together
+from servox.tracing import CLOCKS_S
 from servox.v1 import embedder_pb2, embedder_pb2_grpc, prober_pb2, prober_pb2_grpc
 from servox.wire import array_from_proto
 

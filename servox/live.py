@@ -26,12 +26,12 @@ from servox.resending import pause_s
 from servox.rpc import translated
 from servox.sources import PIECE_BYTES, Chunks, Layout, each, layout_of, pieces_of
 from servox.tape import Tape
+from servox.tracing import CLOCKS_S
 from servox.v1 import prober_pb2
 
 Request = prober_pb2.RecognizeStreamRequest
 
 BEHIND_S = 60  # of audio that is sent and unanswered before the source has to wait
-CLOCKS_S = 0.05  # gRPC's clock and ours do not end a deadline at the same moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

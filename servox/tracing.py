@@ -37,8 +37,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 ERROR_KEY = "servox-error"
 # Asked by probes every few seconds: they would drown the rest.
 UNTRACED = ("/grpc.", "/inference.GRPCInferenceService/Server", "/inference.GRPCInferenceService/ModelReady")
+# Two clocks, gRPC's and ours or a caller's and a server's, do not end a deadline at the same moment.
+CLOCKS_S = 0.05
 # What a server's span calls an error (OpenTelemetry's convention for gRPC): the others are the caller's.
-CLOCKS_S = 0.05  # how far the two ends of a deadline may differ
 FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 _SDK, _OTLP = "opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto"
 _PROTOCOLS = {"grpc": f"{_OTLP}.grpc.trace_exporter", "http/protobuf": f"{_OTLP}.http.trace_exporter"}
