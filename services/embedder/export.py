@@ -20,7 +20,7 @@ from services.embedder.backbones import Backbone, Hidden, open_backbone, tracing
 from services.embedder.bundle import GRAPH, Bundle, Figure, Precision, file_sha256
 from services.embedder.contexts import Context
 from services.embedder.halve import halve
-from services.embedder.leftovers import OLD, held, sweep
+from services.embedder.leftovers import OLD, hidden, sweep, turn
 from services.embedder.quantise import quantise_weights
 from services.embedder.runtimes import Runtime, tensorrt
 from services.embedder.runtimes.onnx import OnnxRuntime
@@ -279,10 +279,11 @@ def check_target(out: Path, *, replace_existing: bool) -> None:
 def publish(folder: Path, out: Path) -> Path:
     """Rename `folder` to `out`; an old bundle there goes away only once the new one is whole."""
     if out.is_dir():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.{OLD}", dir=out.parent))
-        out.rename(old / out.name)
-        folder.rename(out)
-        shutil.rmtree(old)
+        with turn(out.parent):
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.{OLD}", dir=out.parent))
+            out.rename(old / out.name)
+            folder.rename(out)
+            shutil.rmtree(old)
     else:
         folder.rename(out)
     return out
@@ -293,13 +294,12 @@ def beside(out: Path) -> Iterator[Path]:
     """A hidden folder on the same disk as `out`, gone afterwards unless it was renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    folder.chmod(0o755)  # mkdtemp's 0700 would keep a server under another user out
-    try:
-        with held(folder):
+    with hidden(out) as folder:
+        folder.chmod(0o755)  # mkdtemp's 0700 would keep a server under another user out
+        try:
             yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

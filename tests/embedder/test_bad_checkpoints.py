@@ -6,8 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from bench.small_models import SMALL_MODELS, save
 from services.embedder.backbones import open_backbone
 from services.embedder.backbones.checkpoint import CONVERT
 from services.embedder.export import beside, export
-from services.embedder.leftovers import OLD, sweep
+from services.embedder.leftovers import OLD, hidden, sweep
 from services.embedder.runtimes.torch import TorchRuntime
 from servox.errors import BadInput, BadSetting
 
@@ -160,17 +162,38 @@ def test_every_small_model_is_of_a_known_family(originals: Callable[[str], Path]
 def test_an_export_that_is_killed_leaves_no_half_bundle(tmp_path: Path) -> None:
     """What it leaves is hidden, and the next export sweeps it."""
     out = tmp_path / "bundle"
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"from services.embedder.export import export; export('logmel', {str(out)!r})"]
-    )
-    deadline = time.monotonic() + 200
-    while not list(tmp_path.glob(".bundle.*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    sweep(out)
-    assert len(list(tmp_path.glob(".bundle.*"))) == 1  # another export does not sweep what is in use
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    code = f"from services.embedder.export import export; export('logmel', {str(out)!r})"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob(".bundle.*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        sweep(out)
+        left = list(tmp_path.glob(".bundle.*"))
+        process.send_signal(signal.SIGKILL)
+    assert len(left) == 1  # another export does not sweep what is in use
     assert not out.exists()
+    sweep(out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_sweep_comes_between_the_making_of_a_folder_and_its_lock(tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = threading.Event()
+
+    def keep_sweeping() -> None:
+        while not done.is_set():
+            sweep(out)
+
+    with ThreadPoolExecutor(2) as threads:
+        sweeps = [threads.submit(keep_sweeping) for _ in range(2)]
+        try:
+            for _ in range(200):
+                with hidden(out) as folder:
+                    (folder / "part").write_text("kept")
+        finally:
+            done.set()
+    for one in sweeps:
+        one.result()
     sweep(out)
     assert list(tmp_path.iterdir()) == []
 
