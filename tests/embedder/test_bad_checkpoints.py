@@ -6,10 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from bench.small_models import SMALL_MODELS, save
 from services.embedder.backbones import open_backbone
 from services.embedder.backbones.checkpoint import CONVERT
 from services.embedder.export import beside, export
-from services.embedder.leftovers import OLD, hidden, sweep
+from services.embedder.leftovers import OLD, hidden, sweep, turn
 from services.embedder.runtimes.torch import TorchRuntime
 from servox.errors import BadInput, BadSetting
 
@@ -177,25 +176,22 @@ def test_an_export_that_is_killed_leaves_no_half_bundle(tmp_path: Path) -> None:
 
 
 def test_no_sweep_comes_between_the_making_of_a_folder_and_its_lock(tmp_path: Path) -> None:
-    out = tmp_path / "bundle"
-    done = threading.Event()
+    """Both take turns: while one has it, nothing is swept and nothing made."""
+    out, fresh = tmp_path / "bundle", tmp_path / ".bundle.fresh"
 
-    def keep_sweeping() -> None:
-        while not done.is_set():
-            sweep(out)
+    def make() -> None:
+        with hidden(out):
+            pass
 
     with ThreadPoolExecutor(2) as threads:
-        sweeps = [threads.submit(keep_sweeping) for _ in range(2)]
-        try:
-            for _ in range(200):
-                with hidden(out) as folder:
-                    (folder / "part").write_text("kept")
-        finally:
-            done.set()
-    for one in sweeps:
-        one.result()
-    sweep(out)
-    assert list(tmp_path.iterdir()) == []
+        with turn(tmp_path):
+            fresh.mkdir()
+            waiting: list[Future[object]] = [threads.submit(sweep, out), threads.submit(make)]
+            assert not wait(waiting, timeout=0.5).done
+            assert list(tmp_path.iterdir()) == [fresh]
+        for one in waiting:
+            one.result()
+    assert not fresh.exists()
 
 
 def test_the_one_copy_of_a_bundle_is_never_swept(tmp_path: Path) -> None:
