@@ -8,7 +8,6 @@ import datetime as dt
 import importlib.metadata
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from services.embedder.backbones import Backbone, Hidden, open_backbone, tracing
 from services.embedder.bundle import GRAPH, Bundle, Figure, Precision, file_sha256
 from services.embedder.contexts import Context
 from services.embedder.halve import halve
-from services.embedder.leftovers import OLD, hidden, sweep, turn
+from services.embedder.leftovers import OLD, hidden, sweep
 from services.embedder.quantise import quantise_weights
 from services.embedder.runtimes import Runtime, tensorrt
 from services.embedder.runtimes.onnx import OnnxRuntime
@@ -279,8 +278,7 @@ def check_target(out: Path, *, replace_existing: bool) -> None:
 def publish(folder: Path, out: Path) -> Path:
     """Rename `folder` to `out`; an old bundle there goes away only once the new one is whole."""
     if out.is_dir():
-        with turn(out.parent):
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.{OLD}", dir=out.parent))
+        with hidden(out, OLD) as old:
             out.rename(old / out.name)
             folder.rename(out)
             shutil.rmtree(old)

@@ -1,7 +1,7 @@
 """Hidden folders that a killed export left behind: told from those of a running one by a lock, and swept.
 
 - A lock on the folder itself needs no file in it, and the system lets go of it with the process, however that ends.
-- Between its making and its lock a folder looks left behind, so both, and a sweep, take turns by a lock on the parent.
+- Between its making and its lock a folder looks left behind: who finds it swept by then makes another.
 """
 
 import fcntl
@@ -16,26 +16,14 @@ OLD = "old-"  # holds a bundle that is being replaced
 
 
 @contextmanager
-def hidden(out: Path) -> Iterator[Path]:
-    """A new hidden folder beside `out` that `sweep` leaves alone while this lasts."""
-    with turn(out.parent):
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        descriptor = os.open(folder, os.O_RDONLY)
-        _lock(descriptor)
+def hidden(out: Path, mark: str = "") -> Iterator[Path]:
+    """A new hidden folder beside `out` that `sweep` leaves alone while this lasts; `mark` is part of its name."""
+    descriptor: int | None = None
+    while descriptor is None:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{mark}", dir=out.parent))
+        descriptor = _held(folder)
     try:
         yield folder
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def turn(parent: Path) -> Iterator[None]:
-    """While this lasts, no other process or thread sweeps below `parent` or makes a folder there."""
-    descriptor = os.open(parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks: there nothing is swept either
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
     finally:
         os.close(descriptor)
 
@@ -43,21 +31,32 @@ def turn(parent: Path) -> Iterator[None]:
 def sweep(out: Path) -> None:
     """Remove what earlier exports to `out` left beside it, unless it is in use or the one copy of a bundle."""
     prefix = f".{out.name}."
-    with turn(out.parent):
-        for folder in [path for path in out.parent.iterdir() if path.name.startswith(prefix) and path.is_dir()]:
-            if not out.exists() and folder.name.startswith(f"{prefix}{OLD}"):
-                continue  # killed between two renames: the old bundle lies here and nowhere else
-            if not _in_use(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+    for folder in [path for path in out.parent.iterdir() if path.name.startswith(prefix) and path.is_dir()]:
+        if not out.exists() and folder.name.startswith(f"{prefix}{OLD}"):
+            continue  # killed between two renames: the old bundle lies here and nowhere else
+        with suppress(OSError):  # gone by now, or not ours to read
+            _remove_unused(folder)
 
 
-def _in_use(folder: Path) -> bool:
+def _held(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a new folder; None if a sweep was faster."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return True
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):  # a file system without locks: there nothing is swept either
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # until a sweep that has it is done
+    if folder.exists():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _remove_unused(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        return not _lock(descriptor)
+        if _lock(descriptor):
+            shutil.rmtree(folder, ignore_errors=True)  # under the lock, so that nobody begins to use it meanwhile
     finally:
         os.close(descriptor)
 

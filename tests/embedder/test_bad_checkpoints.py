@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from bench.small_models import SMALL_MODELS, save
 from services.embedder.backbones import open_backbone
 from services.embedder.backbones.checkpoint import CONVERT
 from services.embedder.export import beside, export
-from services.embedder.leftovers import OLD, hidden, sweep, turn
+from services.embedder.leftovers import OLD, hidden, sweep
 from services.embedder.runtimes.torch import TorchRuntime
 from servox.errors import BadInput, BadSetting
 
@@ -164,8 +166,8 @@ def test_an_export_that_is_killed_leaves_no_half_bundle(tmp_path: Path) -> None:
     code = f"from services.embedder.export import export; export('logmel', {str(out)!r})"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         deadline = time.monotonic() + 200
-        while not list(tmp_path.glob(".bundle.*")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        while not any(path.stat().st_mode & 0o055 for path in tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.01)  # its mode is set once the export has its lock
         sweep(out)
         left = list(tmp_path.glob(".bundle.*"))
         process.send_signal(signal.SIGKILL)
@@ -175,23 +177,51 @@ def test_an_export_that_is_killed_leaves_no_half_bundle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_sweep_comes_between_the_making_of_a_folder_and_its_lock(tmp_path: Path) -> None:
-    """Both take turns: while one has it, nothing is swept and nothing made."""
-    out, fresh = tmp_path / "bundle", tmp_path / ".bundle.fresh"
+def test_a_folder_that_is_swept_before_its_lock_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep between the two is what happens when two exports to one place begin together."""
+    out, made, make = tmp_path / "bundle", list[str](), tempfile.mkdtemp
 
-    def make() -> None:
-        with hidden(out):
-            pass
+    def make_and_lose(*, prefix: str, dir: Path) -> str:  # noqa: A002 -- its name
+        made.append(make(prefix=prefix, dir=dir))
+        if len(made) < 3:
+            sweep(out)
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    with hidden(out) as folder:
+        assert str(folder) == made[2]
+        assert [str(path) for path in tmp_path.iterdir()] == [made[2]]
+
+
+def test_a_new_folder_waits_for_the_sweep_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the lock of a sweep and its removal nobody begins to use the folder."""
+    out, removing, go_on, remove = tmp_path / "bundle", threading.Event(), threading.Event(), shutil.rmtree
+    stale = tmp_path / ".bundle.stale"
+    stale.mkdir()
+
+    def remove_late(path: Path, *, ignore_errors: bool) -> None:
+        removing.set()
+        assert go_on.wait(20)
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_late)
+    names = iter([str(stale), str(tmp_path / "fresh")])
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: next(names))
+
+    def make() -> Path:
+        with hidden(out) as folder:
+            return folder
 
     with ThreadPoolExecutor(2) as threads:
-        with turn(tmp_path):
-            fresh.mkdir()
-            waiting: list[Future[object]] = [threads.submit(sweep, out), threads.submit(make)]
-            assert not wait(waiting, timeout=0.5).done
-            assert list(tmp_path.iterdir()) == [fresh]
-        for one in waiting:
-            one.result()
-    assert not fresh.exists()
+        swept = threads.submit(sweep, out)
+        assert removing.wait(20)
+        (tmp_path / "fresh").mkdir()
+        made = threads.submit(make)
+        assert not wait([made], timeout=0.3).done
+        go_on.set()
+        swept.result()
+        assert made.result() == tmp_path / "fresh"
+    assert not stale.exists()
 
 
 def test_the_one_copy_of_a_bundle_is_never_swept(tmp_path: Path) -> None:
