@@ -238,7 +238,7 @@ async def _measure(subject: Subject, key: tuple[str, float], plan: Plan, seed: i
     try:
         await target.send(0, patience_s=PATIENCE_S)  # connects
         before_s = subject.running.cpu_s()
-        weighing = asyncio.create_task(_weigh(subject.running))
+        weighing = asyncio.create_task(_weigh(subject.running, plan.ramp_s / 2))
         if key[0] == "closed":
             burst = await closed_loop(
                 target,
@@ -259,7 +259,7 @@ async def _measure(subject: Subject, key: tuple[str, float], plan: Plan, seed: i
                 deadline_s=plan.deadline_s,
                 seed=seed,
             )
-        weighing.cancel()
+        await weighing
     finally:
         await target.close()
     subject.bursts.setdefault(key, []).append(burst)
@@ -269,12 +269,10 @@ async def _measure(subject: Subject, key: tuple[str, float], plan: Plan, seed: i
     subject.running.freeze()
 
 
-async def _weigh(running: Running) -> None:
-    """Weighs once in the middle of each second: it takes a few milliseconds of CPU."""
-    while True:
-        await asyncio.sleep(0.5)
-        running.weigh()
-        await asyncio.sleep(0.5)
+async def _weigh(running: Running, after_s: float) -> None:
+    """Weighs once under load, in the ramp: it looks through all processes, and requests are sent late meanwhile."""
+    await asyncio.sleep(after_s)
+    await asyncio.to_thread(running.weigh)
 
 
 async def _warm(subject: Subject, plan: Plan) -> None:

@@ -131,7 +131,8 @@ class Device:
 
     async def _ordered(self, work: Callable[[Runtime], T]) -> T:
         answer = asyncio.wrap_future(self._order(work))
-        return await asyncio.wait_for(asyncio.shield(answer), self._stuck_after_s)
+        async with asyncio.timeout(self._stuck_after_s):
+            return await asyncio.shield(answer)
 
     def _order(self, work: Callable[[Runtime], T]) -> Future[T]:
         future: Future[T] = Future()

@@ -91,6 +91,7 @@ class Engine:
         self._rate_hz = rate_hz
         self._metrics = metrics
         self._canary_every_s = canary_every_s
+        metrics.queued.set_function(self._queued_s)
         self._batches = 0
         self._pending: list[Job] = []
         self._wake = asyncio.Event()
@@ -135,7 +136,6 @@ class Engine:
             answer=answer,
         )
         self._pending.append(job)
-        self._show_queue()
         self._wake.set()
         try:
             return await answer
@@ -147,7 +147,6 @@ class Engine:
         """A caller left: its samples must not wait for the device, or a storm of cancellations fills the memory."""
         if job in self._pending:
             self._pending.remove(job)
-            self._show_queue()
 
     async def _try_when_idle(self) -> None:
         while not self.failed.done():
@@ -178,7 +177,6 @@ class Engine:
         gone = {id(job) for job in (*batch.clips, *batch.dropped)}
         if gone:
             self._pending = [job for job in self._pending if id(job) not in gone]
-            self._show_queue()
         for job in batch.dropped:
             self._metrics.queue.observe(time.monotonic() - job.arrived_s)
             job.refuse(DeadlineExpired("the deadline passed while the clip was queued; allow more time or send less"))
@@ -266,10 +264,10 @@ class Engine:
         for job in self._pending:
             job.refuse(error)
         self._pending = []
-        self._show_queue()
 
-    def _show_queue(self) -> None:
-        self._metrics.queued.set(sum(job.samples for job in self._pending) / self._rate_hz)
+    def _queued_s(self) -> float:
+        """Seconds of audio that wait; called by the metrics' thread, while this one goes on."""
+        return sum(job.samples for job in list(self._pending)) / self._rate_hz
 
 
 def _stopping() -> Unavailable:

@@ -5,6 +5,7 @@ Draining: NOT_SERVING, a wait for endpoints to notice, open streams told to stop
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ from .open_inference import OpenInferenceServicer
 from .runtimes import Runtime, choose
 from .servicer import EmbedderServicer
 from .settings import BUCKETS_S, Settings
-from .slices import DEFAULT_NS, SHORT_NS, set_slice
+from .slices import DEFAULT_NS, HANDOVER_S, SHORT_NS, set_slice
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class EmbedderServer:
         """
         began_s = time.monotonic()
         set_slice(SHORT_NS)  # the event loop's thread, and what it starts
+        sys.setswitchinterval(HANDOVER_S)
         bundle = await asyncio.to_thread(bundles.load, self._settings.bundle)
         self._check_length(bundle)
         self._metrics.start(self._settings.metrics_host, self._settings.metrics_port)

@@ -4,6 +4,9 @@ Linux lets a running thread finish its time slice before one that wakes gets the
 hop between socket, event loop and decoder. A thread with a shorter slice goes first, and gets no more of the processor
 in all (EEVDF; `sched_setattr` takes a slice from Linux 6.12 on). It needs no privilege. Where the kernel cannot,
 nothing changes: answers and refusals come a few milliseconds later.
+
+Python has one lock for all threads (the GIL), and lets its holder keep it for 5 ms while another waits. An encoder's
+thread needs it for moments between two batches; waiting for the event loop there leaves a processor idle.
 """
 
 import ctypes
@@ -14,6 +17,7 @@ import sys
 
 SHORT_NS = 100_000  # the shortest that the kernel takes
 DEFAULT_NS = 0
+HANDOVER_S = 20e-6  # how long a thread of Python may make another wait for the lock: `sys.setswitchinterval`
 SYSTEM_CALLS = {"x86_64": 314, "aarch64": 274}  # sched_setattr
 _ATTRIBUTES = struct.Struct("@IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period
 

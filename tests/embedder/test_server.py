@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.embedder.server import EmbedderServer
 from services.embedder.settings import Settings
+from services.embedder.slices import HANDOVER_S
 from servox.client import Client, Clip, Embedding, pcm
 from servox.errors import BundleError, Unavailable
 from servox.rpc import Tls
@@ -167,6 +168,20 @@ async def test_three_servers_in_one_process_keep_apart(tiny_bundle: Path, tmp_pa
     assert len(set(addresses)) == 2
     for server in servers:
         await server.stop()
+
+
+async def test_a_server_lets_no_thread_keep_the_interpreter_from_another(tiny_bundle: Path, tmp_path: Path) -> None:
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(0.005)  # Python's own
+    server = EmbedderServer(
+        Settings.load({"bundle": tiny_bundle, "grpc_socket": tmp_path / "e.sock", "metrics_port": 0}), Metrics()
+    )
+    try:
+        await server.start()
+        assert sys.getswitchinterval() == pytest.approx(HANDOVER_S)
+    finally:
+        await server.stop()
+        sys.setswitchinterval(before_s)
 
 
 async def test_stopping_twice_or_before_or_during_a_start_is_harmless(tiny_bundle: Path, tmp_path: Path) -> None:
