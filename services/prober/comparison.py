@@ -230,10 +230,10 @@ class Comparison:
         name, figures, metrics = task.head.card.name, task.figures, self._metrics
         disagreed = ours[int(p.argmax())] != theirs[int(q.argmax())]
         apart = divergence(*_aligned(p, ours, q, theirs))
-        figures.windows += 1
         figures.disagreed += disagreed
         figures.divergence += apart
         figures.difference += float(q.max() - p.max())
+        figures.windows += 1  # last: whoever sees it counted, from another thread, sees the sums of it
         metrics.shadow_windows.labels(name, "disagreed" if disagreed else "agreed").inc()
         metrics.shadow_divergence.labels(name).observe(apart)
         metrics.shadow_confidence.labels(name, "production").observe(float(p.max()))

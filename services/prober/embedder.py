@@ -174,11 +174,12 @@ class Embedder:
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
+        theirs = left_s(self._timeout_s) < self._timeout_s  # said now: gRPC's clock may be done before ours
         try:
             with self._let_in(), translated(self._peer):
                 yield
         except DeadlineExpired:
-            if not left_s(self._timeout_s):
+            if theirs:
                 raise DeadlineExpired(f"{self._peer} had no answer before your deadline: allow more time") from None
             # It is our patience that ended, not the caller's.
             raise Unavailable(

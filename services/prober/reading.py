@@ -73,8 +73,7 @@ class _Process:
             return self._process.wait(0.2)  # one that crashed tells how; one that lives sees the socket closed
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
-            return -SIGKILL
+            return self._process.wait()  # of one that crashed and took its time to die, how it did
 
 
 class RemoteReader:

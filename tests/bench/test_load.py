@@ -2,7 +2,9 @@
 
 import asyncio
 import math
-import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,27 +134,50 @@ class Slow:
         return None
 
 
-async def test_a_closed_loop_keeps_its_clients_waiting_and_no_more() -> None:
+class Virtual(asyncio.SelectorEventLoop):
+    """A loop whose clock jumps to what comes next: nothing takes longer than it says."""
+
+    now_s = 0.0
+
+    def time(self) -> float:
+        return self.now_s
+
+    def _run_once(self) -> None:
+        own: Any = self
+        if not own._ready and own._scheduled:
+            self.now_s = max(self.now_s, own._scheduled[0].when())
+        super()._run_once()  # type: ignore[misc]
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=Virtual) as made:
+        monkeypatch.setattr("bench.load.time", SimpleNamespace(monotonic=made.get_loop().time))
+        yield made
+
+
+def test_a_closed_loop_keeps_its_clients_waiting_and_no_more(runner: asyncio.Runner) -> None:
     target = Slow(0.01)
-    found = await closed_loop(target, clients=3, clips=5, ramp_s=0.05, window_s=0.3, patience_s=5.0)
+    found = runner.run(closed_loop(target, clients=3, clips=5, ramp_s=0.05, window_s=0.3, patience_s=5.0))
     assert target.most == 3
     assert {one.outcome for one in found.shots} == {"answered"}
     assert found.end_s - found.begin_s == pytest.approx(0.3)
     assert 0 < figures([found], deadline_s=5.0).answers <= 100 * 1.1
 
 
-async def test_an_open_loop_does_not_wait_and_its_latencies_count_from_the_schedule() -> None:
+def test_an_open_loop_does_not_wait_and_its_latencies_count_from_the_schedule(runner: asyncio.Runner) -> None:
     target = Slow(0.05)
-    began_s = time.monotonic()
-    found = await open_loop(target, rate=200, clips=5, ramp_s=0.0, window_s=0.3, deadline_s=0.2, seed=1)
+    began_s = runner.get_loop().time()
+    found = runner.run(open_loop(target, rate=200, clips=5, ramp_s=0.0, window_s=0.3, deadline_s=0.2, seed=1))
     assert len(found.shots) == len(arrivals(200, 0.3, seed=1))
     assert target.most > 4  # they queue up
-    assert time.monotonic() - began_s >= 0.3
+    assert runner.get_loop().time() - began_s >= 0.3
     assert {"answered", "late"} == {one.outcome for one in found.shots}
     assert all(one.ended_s >= one.sent_s >= one.due_s for one in found.shots)
 
 
-async def test_refusals_of_a_closed_loop_are_counted_and_do_not_spin() -> None:
-    found = await closed_loop(Slow(0.05, refuses_after=1), clients=2, clips=5, ramp_s=0.0, window_s=0.3, patience_s=5.0)
+def test_refusals_of_a_closed_loop_are_counted_and_do_not_spin(runner: asyncio.Runner) -> None:
+    target = Slow(0.05, refuses_after=1)
+    found = runner.run(closed_loop(target, clients=2, clips=5, ramp_s=0.0, window_s=0.3, patience_s=5.0))
     refused = [one for one in found.shots if one.outcome == "refused"]
     assert 0 < len(refused) <= 0.3 / 0.02 + 2

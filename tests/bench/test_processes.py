@@ -30,6 +30,10 @@ def until(true: object, *, within_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def start(mark: str, folder: Path, name: str = "stubborn") -> Running:
     log = folder / f"{name}.log"
     running = Running(name, [sys.executable, "-c", STUBBORN], environment={}, mark=mark, log=log)
@@ -57,6 +61,7 @@ def test_a_frozen_server_takes_no_cpu_and_goes_on(tmp_path: Path) -> None:
         assert running.weigh() > 1 << 20
         assert running.peak_bytes >= running.weigh() // 2
         running.freeze()
+        until(lambda: {state(pid) for pid in marked(f"{mark}/stubborn/")} == {"T"})
         used_s = running.cpu_s()
         time.sleep(0.2)
         assert running.cpu_s() == pytest.approx(used_s, abs=0.02)
@@ -78,7 +83,7 @@ def test_a_bench_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", body], stdout=subprocess.PIPE, text=True, cwd=root) as bench:
         assert bench.stdout is not None
         mark = bench.stdout.readline().strip()
-        assert marked(mark)
+        until(lambda: marked(mark))
         os.kill(bench.pid, signal.SIGKILL)
     until(lambda: not marked(mark))
 

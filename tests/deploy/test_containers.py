@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,12 @@ def image_variables(service: str) -> dict[str, str]:
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(stack: ExitStack) -> int:
+    """Kept from others: bound without listening, which lets a server listen there."""
+    held = stack.enter_context(socket.socket())
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return int(held.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +117,7 @@ class Running:
                 if self.health(service) == health_pb2.HealthCheckResponse.SERVING:
                     return
             except grpc.RpcError as error:
-                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise
             time.sleep(0.2)
         pytest.fail(f"{service} is not ready after {READY_WITHIN_S} s: {self.log.read_text()}")
@@ -142,6 +145,7 @@ Start = Callable[[str], Running]
 def start(tmp_path: Path, bundle: Path) -> Iterator[Start]:
     """Starts a service as its container would be."""
     begun: list[Running] = []
+    held = ExitStack()
 
     def begin(service: str) -> Running:
         volumes, cwd, scratch = tmp_path / "volumes", tmp_path / "cwd", tmp_path / "tmp"
@@ -152,7 +156,7 @@ def start(tmp_path: Path, bundle: Path) -> Iterator[Start]:
                 (volumes / Path(mount["mountPath"]).relative_to(STATE)).mkdir(exist_ok=True)
         if service == "embedder" and not (volumes / "bundles/default").exists():
             (volumes / "bundles/default").symlink_to(bundle)
-        ports = {port["name"]: free_port() for port in container(service)["ports"]}
+        ports = {port["name"]: free_port(held) for port in container(service)["ports"]}
         prefix = f"SERVOX_{service.upper()}_"
         variables = image_variables(service) | settings(service)
         variables |= {f"{prefix}{name.upper()}_PORT": str(port) for name, port in ports.items()}
@@ -178,6 +182,7 @@ def start(tmp_path: Path, bundle: Path) -> Iterator[Start]:
     for running in begun:
         running.process.kill()
         running.process.wait()
+    held.close()
 
 
 @pytest.mark.parametrize("service", ["embedder", "prober", "evaluator"])
@@ -187,7 +192,7 @@ def test_it_answers_its_probes_shows_its_metrics_and_ends_on_sigterm(start: Star
     for kind in ("readinessProbe", "livenessProbe"):
         probe = container(service)[kind]["grpc"]
         assert running.health(probe.get("service", "")) == health_pb2.HealthCheckResponse.SERVING
-    with urllib.request.urlopen(f"http://127.0.0.1:{running.ports['metrics']}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.ports['metrics']}/metrics", timeout=30) as answer:
         assert f"# HELP servox_{service}_" in answer.read().decode()
     assert running.terminate(grace_s(service)) == 0, running.log.read_text()
     # In a container the working folder is on the read-only image.

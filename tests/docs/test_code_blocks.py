@@ -237,10 +237,12 @@ def house() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def http_port() -> int:
+def http_port() -> Iterator[int]:
+    """Kept from others: bound without listening, which lets a server listen there."""
     with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
+        yield int(held.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,7 @@ try {
   seen.used = await text(page, "#used");
   seen.json = await downloaded(page, "#json");
   seen.csv = await downloaded(page, "#csv");
+  await page.waitForFunction(() => document.getElementById("player").duration > 0);
   seen.player = await page.locator("#player").evaluate((player) => player.duration);
 
   await page.selectOption("#prior", "uniform");

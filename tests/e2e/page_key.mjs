@@ -49,6 +49,7 @@ try {
 
   await page.check("#uncalibrated");
   await page.click("#record");
+  await page.waitForSelector('#record[aria-pressed="true"]'); // the rows of the file are gone
   await page.waitForFunction(() => document.querySelectorAll("#table tbody tr").length >= 3, null, { timeout: 60_000 });
   await page.click("#record");
   seen.live = await heard(page);

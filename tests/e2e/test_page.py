@@ -38,10 +38,12 @@ def _servox(home: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
+def _free_port(stack: ExitStack) -> int:
+    """Kept from others: bound without listening, which lets a server listen there."""
+    held = stack.enter_context(socket.socket())
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return int(held.getsockname()[1])
 
 
 def _ready(address: str, process: subprocess.Popen[bytes]) -> None:
@@ -80,14 +82,15 @@ def served(browser_command: Callable[[str], list[str]], tmp_path_factory: pytest
     _servox(home, "evaluate", "run", *run)
     (home / "policy.toml").write_text(POLICY)
     key = _servox(home, "keys", "create", "--name", "page", "--file", home / "keys.json").strip()
-    embedder, ports = _free_port(), (_free_port(), _free_port())
+    held = ExitStack()
+    embedder, ports = _free_port(held), (_free_port(held), _free_port(held))
     prober = ("prober", "--embedder", f"127.0.0.1:{embedder}", "--grpc-port", 0, "--metrics-port", 0)
     services = (
         ("embedder", "--bundle", home / "logmel", "--grpc-port", embedder, "--metrics-port", 0),
         (*prober, "--http-port", ports[0]),
         (*prober, "--http-port", ports[1], "--keys", home / "keys.json", "--policy", home / "policy.toml"),
     )
-    with ExitStack() as stack:
+    with held as stack:
         for arguments in services:
             command = [str(SERVOX), "serve", *map(str, arguments)]
             process = stack.enter_context(subprocess.Popen(command, env=_environment(home)))

@@ -163,7 +163,11 @@ def test_every_small_model_is_of_a_known_family(originals: Callable[[str], Path]
 def test_an_export_that_is_killed_leaves_no_half_bundle(tmp_path: Path) -> None:
     """What it leaves is hidden, and the next export sweeps it."""
     out = tmp_path / "bundle"
-    code = f"from services.embedder.export import export; export('logmel', {str(out)!r})"
+    code = (
+        "import time; from services.embedder.export import export; "
+        "hold = lambda step, _: time.sleep(600 if step == 'trace the graph' else 0); "
+        f"export('logmel', {str(out)!r}, progress=hold)"
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         deadline = time.monotonic() + 200
         while not any(path.stat().st_mode & 0o055 for path in tmp_path.iterdir()) and time.monotonic() < deadline:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,11 +180,15 @@ async def test_a_clip_whose_workers_are_killed_again_is_given_up_alone(
     clip = encoded(speech(1.0))
     async with pool(workers=2) as (decoder, reasons):
         struck = await _held(decoder, clip)
+        killed: list[int] = []
         for _ in range(2):
-            (holder,) = (process.pid for process in decoder._alive if process.asked)
+            async with asyncio.timeout(20):
+                # until the clip was handed on
+                while not (holders := {p.pid for p in decoder._alive if p.asked} - {*killed}):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            (holder,) = holders
             os.kill(holder, signal.SIGKILL)
-            await _gone([holder])
-            await asyncio.sleep(0.05)
+            killed.append(holder)
         with pytest.raises(Unavailable, match="were killed"):
             await struck
         assert len((await decoder.decode(clip, truncate_ms=0)).samples) == RATE
@@ -236,6 +241,7 @@ async def test_a_clip_that_takes_too_long_is_bad_audio(
         first = decoder.pids
         with pytest.raises(BadAudio, match=r"more than 0.5 s"):
             await (await _held(decoder, clip))
+        decoder._order = replace(decoder._order, timeout_s=20.0)  # the next clip has time
         await _gone(first)
         assert len((await decoder.decode(clip, truncate_ms=0)).samples) == RATE
         assert reasons == ["time"]
@@ -281,8 +287,9 @@ async def test_a_caller_that_leaves_frees_its_place_at_once_and_its_worker_soon(
 
 
 async def test_a_worker_that_is_done_soon_outlives_the_caller_that_left(
-    speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
+    monkeypatch: pytest.MonkeyPatch, speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
 ) -> None:
+    monkeypatch.setattr(decoding, "LEAVE_S", 20.0)
     async with pool() as (decoder, reasons):
         first = decoder.pids
         leaving = await _held(decoder, encoded(speech(2.0)))

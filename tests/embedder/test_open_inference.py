@@ -133,7 +133,7 @@ def a_pcm(samples: np.ndarray) -> tuple[InputTensor, bytes]:
 async def test_liveness_and_readiness_are_those_of_health(tiny_bundle: Path, tmp_path: Path) -> None:
     bench = Bench(tiny_bundle, tmp_path)
     starting = asyncio.create_task(bench.server.start())
-    live = await bench.stub.ServerLive(oip.ServerLiveRequest(), wait_for_ready=True, timeout=20)
+    live = await bench.stub.ServerLive(oip.ServerLiveRequest(), wait_for_ready=True, timeout=50)
     before = await bench.stub.ServerReady(oip.ServerReadyRequest())
     before_model = await bench.stub.ModelReady(oip.ModelReadyRequest(name="tiny"))
     bench.gate.set()

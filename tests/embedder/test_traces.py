@@ -96,7 +96,8 @@ async def test_every_clip_has_its_stages_under_its_call_and_nothing_personal(
     assert abs(_us(queue) - answer.timings.queue_us) < 2, "the span and the reply tell the same"
     assert abs(_us(inference) - answer.timings.inference_us) < 2
     assert decode.end_time is not None
-    assert abs(decode.end_time - (queue.start_time or 0)) < 50_000_000
+    spare_us = _us(server) - sum(_us(each) for each in (decode, queue, inference))  # between them, and around
+    assert abs(decode.end_time - (queue.start_time or 0)) < 50_000_000 + 1000 * spare_us
     told = dict(inference.attributes or {})
     assert told == {"servox.audio_ms": 500, "servox.batch_clips": 1, "servox.bundle": answer.bundle.digest[:12]}
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tomllib
 import wave
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,17 @@ def bentoml(*arguments: str, home: Path, **settings: object) -> "subprocess.Pope
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port that the system gives to nobody else meanwhile; who names it and reuses addresses may listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 async def ready(http: httpx.AsyncClient, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(600):
+    for _ in range(1200):
         assert process.poll() is None, log.read_text()[-3000:]
         try:
             if (await http.get("/readyz")).status_code == 200:
@@ -83,32 +87,42 @@ async def ready(http: httpx.AsyncClient, process: "subprocess.Popen[bytes]", log
     pytest.fail(log.read_text()[-3000:])
 
 
+async def logged(log: Path, words: str, *, times: int) -> str:
+    """The log, once these words are in it so often: a request is logged after its answer."""
+    for _ in range(600):
+        if (text := log.read_text()).count(words) >= times:
+            return text
+        await asyncio.sleep(0.1)
+    pytest.fail(log.read_text()[-3000:])
+
+
 @pytest.fixture
 async def http(pair: Any, corpus: Any, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A Bento that was built and is served, with a head in its registry and the toy embedder behind it."""
     spec = corpus.spec(kind=prober_pb2.HEAD_KIND_LOGISTIC)
     async for _ in pair.prober.Train(prober_pb2.TrainRequest(store_url=corpus.store, heads=[spec])):
         pass
-    home, port = tmp_path / "bentos", free_port()
+    home = tmp_path / "bentos"
     home.mkdir()
     building = bentoml("build", "-f", BENTOFILE, ".", home=home)
-    assert await asyncio.to_thread(building.wait, 120) == 0, (tmp_path / "build.log").read_text()[-3000:]
-    process = bentoml(
-        "serve",
-        "servox-prober:latest",
-        "--host=127.0.0.1",
-        f"--port={port}",
-        home=home,
-        heads=tmp_path / "heads",
-        embedder=f"unix:{tmp_path / 'e.sock'}",
-    )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            await ready(client, process, tmp_path / "serve.log")
-            yield client
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait, 30)
+    assert await asyncio.to_thread(building.wait, 180) == 0, (tmp_path / "build.log").read_text()[-3000:]
+    with held_port() as port:
+        process = bentoml(
+            "serve",
+            "servox-prober:latest",
+            "--host=127.0.0.1",
+            f"--port={port}",
+            home=home,
+            heads=tmp_path / "heads",
+            embedder=f"unix:{tmp_path / 'e.sock'}",
+        )
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+                await ready(client, process, tmp_path / "serve.log")
+                yield client
+        finally:
+            process.terminate()
+            await asyncio.to_thread(process.wait, 60)
 
 
 @pytest.mark.slow  # builds a Bento and starts BentoML's server
@@ -130,6 +144,6 @@ async def test_a_bento_is_built_and_answers(http: httpx.AsyncClient, pair: Any, 
     assert wrong.status_code == 404
     assert wrong.headers["content-type"] == "application/problem+json"
     assert "text/html" in (await http.get("/")).headers["content-type"]
-    log = (tmp_path / "serve.log").read_text()
+    log = await logged(tmp_path / "serve.log", '"route": "/v1/recognize"', times=2)
     assert log.count('"route": "/v1/recognize"') == 2, "one line a request"
     assert "head=tou" not in log, "no query is logged"

@@ -61,7 +61,8 @@ def wav(samples: Any) -> bytes:
 
 async def train(stub: Any, corpus: Any) -> None:
     spec = corpus.spec(kind=prober_pb2.HEAD_KIND_LOGISTIC, calibrate=True)
-    async for _ in stub.Train(prober_pb2.TrainRequest(store_url=corpus.store, heads=[spec])):
+    request = prober_pb2.TrainRequest(store_url=corpus.store, heads=[spec])
+    async for _ in stub.Train(request, wait_for_ready=True):  # a socket is there before it is listened on
         pass
 
 
@@ -345,7 +346,7 @@ def served(folder: Path, embedder: str) -> "subprocess.Popen[bytes]":
 
 
 async def there(path: Path) -> None:
-    give_up_s = time.monotonic() + 60
+    give_up_s = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < give_up_s
         await asyncio.sleep(0.05)
@@ -363,7 +364,7 @@ async def test_a_killed_process_costs_nothing_but_time(tmp_path: Path, corpus: A
             async with Client(prober=address) as client:
                 upload = await client.recognize(wav(samples), **ASKED)
                 found = []
-                async for each in client.stream(cut(samples, 100), rate_hz=RATE, reconnect_s=60, **ASKED):
+                async for each in client.stream(cut(samples, 100), rate_hz=RATE, reconnect_s=120, **ASKED):
                     found.append(each.window)
                     if each.window.index == 5:
                         process.send_signal(signal.SIGKILL)

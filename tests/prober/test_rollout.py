@@ -341,7 +341,7 @@ async def test_a_shadow_is_scored_and_never_heard(pair: Any, corpus: Any) -> Non
     answers = [await asked(pair, session=f"{n}") for n in range(12)]
     assert {(answer.head.version, answer.stage) for answer in answers} == {(OLD, prober_pb2.STAGE_PRODUCTION)}
     assert {answer.overall.label for answer in answers} == {"anger"}
-    for _ in range(200):
+    for _ in range(1500):
         shown = await pair.prober.GetRollout(prober_pb2.GetRolloutRequest(name="toy"))
         if shown.shadow.windows == 12:
             break

@@ -160,7 +160,7 @@ async def test_variants_standardise_by_other_statistics(prober: Any, corpus: Any
 
 async def test_predictions_go_on_during_a_training(prober: Any, corpus: Any) -> None:
     await trained(prober, corpus, corpus.spec())
-    long = corpus.spec(name="long", settings={"epochs": 10_000, "hidden": 64})
+    long = corpus.spec(name="long", settings={"epochs": 10_000, "hidden": 1024})
     call = prober.Train(prober_pb2.TrainRequest(store_url=corpus.store, heads=[long]))
     begun = await call.read()
     assert begun.progress.heads_total == 1

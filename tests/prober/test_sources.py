@@ -54,8 +54,14 @@ async def test_files_wait_for_their_turn_and_are_refused_in_the_end() -> None:
 
 
 async def test_a_caller_who_leaves_gives_back_the_turn(sources: Sources) -> None:
+    long = container(600)
+
+    async def reading() -> None:
+        await sources.whole(long, max_duration_ms=LONGEST_MS)
+        await asyncio.Event().wait()  # it may have been read already
+
     for pause_s in (0.0, 0.05, 0.4):
-        leaving = asyncio.ensure_future(sources.whole(container(600), max_duration_ms=LONGEST_MS))
+        leaving = asyncio.ensure_future(reading())
         await asyncio.sleep(pause_s)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):

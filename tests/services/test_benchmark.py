@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -118,29 +120,50 @@ def test_a_second_run_computes_nothing_again(finished: Path, data: Path, bundle:
     assert {path: path.stat().st_mtime_ns for path in (finished / "store").rglob("*.parquet")} == parts
 
 
+# The command, killed with all its processes when it opens or renames a file and so many that fit a pattern are there.
+KILLED = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+
+    home, pattern, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+    def look(event, arguments):
+        if event in ("open", "os.rename") and str(arguments[0]).startswith(str(home)):
+            try:
+                found = len(list(home.glob(pattern)))
+            except OSError:
+                return
+            if found >= count:
+                os.killpg(0, signal.SIGKILL)
+
+    sys.addaudithook(look)
+    sys.argv[:4] = ["servox"]
+    from services.cli import main
+
+    main()
+""")
+
+
 def test_killed_at_any_point_it_goes_on_and_ends_with_the_same_results(
     finished: Path, data: Path, bundle: Path, tmp_path: Path
 ) -> None:
     arguments = ["evaluate", "run", "--data", data, "--bundle", bundle, "--seeds", 1, "--out", tmp_path / "out"]
-    signs: list[Callable[[], bool]] = [
-        lambda: len(list((tmp_path / "store").rglob("mean/part-*.parquet"))) >= 2,
-        lambda: len(list((tmp_path / "heads" / "models").glob("*/*/weights.safetensors"))) >= 3,
-        lambda: len(list((tmp_path / "out" / "results").rglob("*.json"))) >= 4,
+    signs = [
+        ("store/**/mean/part-*.parquet", 2),
+        ("heads/models/*/*/weights.safetensors", 3),
+        ("out/results/**/*.json", 4),
     ]
-    for sign in signs:
-        running = subprocess.Popen(
-            [str(SERVOX), *map(str, arguments)],
+    for pattern, count in signs:
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED, *map(str, (tmp_path, pattern, count, *arguments))],
             env=_environment(tmp_path),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            timeout=240,
+            check=False,
         )
-        deadline = time.monotonic() + 120
-        while not sign() and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert running.poll() is None, "the run ended before it could be killed"
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
+        assert ended.returncode == -signal.SIGKILL, "the run ended before it could be killed"
         kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("part-*.parquet")}
     done = _run(data, bundle, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -155,21 +178,21 @@ def test_one_seed_gives_one_result_in_any_home(finished: Path, data: Path, bundl
 
 
 def test_three_processes_over_tcp_give_what_one_process_gives(
-    finished: Path, data: Path, bundle: Path, tmp_path: Path
+    finished: Path, data: Path, bundle: Path, tmp_path: Path, ports: list[int]
 ) -> None:
-    ports = dict(zip(("embedder", "prober", "evaluator"), _free_ports(3), strict=True))
-    peers = [f"--{name}=127.0.0.1:{ports[name]}" for name in ("embedder", "prober")]
+    port_of = dict(zip(("embedder", "prober", "evaluator"), ports, strict=True))
+    peers = [f"--{name}=127.0.0.1:{port_of[name]}" for name in ("embedder", "prober")]
     flags = {"embedder": [f"--bundle={bundle}"], "prober": [peers[0], "--http-port=0"], "evaluator": peers}
     running = [
         subprocess.Popen(
-            [str(SERVOX), "serve", name, f"--grpc-port={ports[name]}", "--metrics-port=0", *flags[name]],
+            [str(SERVOX), "serve", name, f"--grpc-port={port_of[name]}", "--metrics-port=0", *flags[name]],
             env=_environment(tmp_path),
             stderr=subprocess.DEVNULL,
         )
-        for name in ports
+        for name in port_of
     ]
     try:
-        address = f"127.0.0.1:{ports['evaluator']}"
+        address = f"127.0.0.1:{port_of['evaluator']}"
         out = tmp_path / "out"
         done = _servox(
             "evaluate", "run", "--data", data, "--evaluator", address, "--seeds", 1, "--out", out, home=tmp_path
@@ -182,12 +205,15 @@ def test_three_processes_over_tcp_give_what_one_process_gives(
         assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
 
 
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
+@pytest.fixture
+def ports() -> Iterator[list[int]]:
+    """Free, and kept from others: bound without listening, which lets a server listen there."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in held:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", 0))
+        yield [each.getsockname()[1] for each in held]
 
 
 def test_the_papers_recipe_runs_on_the_papers_corpora(data: Path, bundle: Path, tmp_path: Path) -> None:
@@ -249,9 +275,10 @@ def test_a_full_disk_ends_the_run_with_what_could_not_be_written(
 def _wait_for_child(process: subprocess.Popen[str], name: str) -> None:
     while process.poll() is None:
         for listed in Path(f"/proc/{process.pid}/task").glob("*/children"):
-            for child in listed.read_text().split():
-                if name in Path(f"/proc/{child}/cmdline").read_text():
-                    return
+            with suppress(OSError):  # threads and children come and go
+                for child in listed.read_text().split():
+                    if name in Path(f"/proc/{child}/cmdline").read_text():
+                        return
         time.sleep(0.05)
     pytest.fail(f"the run ended before it had a {name}")
 

@@ -147,16 +147,17 @@ async def test_bulk_is_spread_over_replicas_and_reaches_one_that_comes_later(mon
         ports = [await stack.enter_async_context(replica(each)) for each in (first, second)]
         address = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in (*ports, free))
         client = await stack.enter_async_context(Client(embedder=address))
-        await asyncio.sleep(0.2)  # a channel connects to all
 
         async def source() -> AsyncIterator[Clip]:
-            for number, clip in enumerate(_clips(4000)):
-                if number == 400:
+            since_both = 0
+            for clip in _clips(4000):
+                since_both += bool(first.came and second.came)
+                if since_both == 400:
                     assert len(first.came) > 50
                     assert len(second.came) > 50
                     await stack.enter_async_context(replica(third, free))
-                if number > 400 and not third.came:
-                    await asyncio.sleep(0.005)
+                if not since_both or (since_both > 400 and not third.came):
+                    await asyncio.sleep(0.005)  # a channel connects to all
                 if len(third.came) > 20:
                     return
                 yield clip
@@ -249,7 +250,8 @@ async def test_a_server_that_ends_early_is_asked_again_and_then_given_up(tmp_pat
     embedder.ends_early = True
     async with serving(tmp_path, embedder) as address, channel(address) as opened:
         stub: Any = embedder_pb2_grpc.EmbedderStub(opened)  # type: ignore[no-untyped-call]
-        with pytest.raises(Unavailable, match="unanswered"):
+        # A write that crosses the end makes grpc.aio report an internal error instead.
+        with pytest.raises(Unavailable, match=r"unanswered|Internal error from Core"):
             async for _ in embed_all(stub, [("a", embedder_pb2.EmbedRequest())], attempts=2):
                 pass
     assert embedder.streams == 2
@@ -357,12 +359,13 @@ async def test_what_is_not_embedded_in_time_ends_with_the_callers_deadline(tmp_p
     found = set[str]()
 
     async def heard(clips: Iterable[Clip]) -> None:
-        async for answer in client.embed(clips, timeout_s=1.0):
+        async for answer in client.embed(clips, timeout_s=3.0):
             found.add(answer.id)
 
     embedder = Silent()
     async with serving(tmp_path, embedder) as address, Client(embedder=address, in_flight=2) as client:
-        with pytest.raises(DeadlineExpired, match=r"embedder at .* did not finish within timeout_s = 1"):
+        await client.describe()  # it is connected
+        with pytest.raises(DeadlineExpired, match=r"embedder at .* did not finish within timeout_s = 3"):
             await heard(_clips(2))
         await asyncio.wait_for(embedder.cancelled.wait(), 10)
         with pytest.raises(DeadlineExpired, match="timeout_s = 1e-05"):

@@ -173,7 +173,7 @@ async def test_strangers_are_refused_before_their_message_is_read(house: House) 
         await asyncio.Event().wait()
         yield embedder_pb2.EmbedStreamRequest()
 
-    async with house.stub() as stub, asyncio.timeout(5):
+    async with house.stub() as stub, asyncio.timeout(30):
         call = stub.EmbedStream(endless())
         with pytest.raises(Unauthenticated), translated("embedder"):
             await call.read()
@@ -224,7 +224,7 @@ async def test_a_stream_ends_with_its_key_after_what_came_before(house: House, c
         assert (await call.read()).id == "a"
         house.written(**changes)
         with pytest.raises(Unauthenticated, match="ask for another one"), translated("embedder"):
-            await asyncio.wait_for(call.read(), 5)  # nothing is sent: it is looked after all the same
+            await asyncio.wait_for(call.read(), 30)  # nothing is sent: it is looked after all the same
 
 
 async def test_who_only_listens_is_cut_off_as_well(house: House) -> None:
@@ -232,20 +232,20 @@ async def test_who_only_listens_is_cut_off_as_well(house: House) -> None:
         stub: Any = evaluator_pb2_grpc.EvaluatorStub(opened)  # type: ignore[no-untyped-call]
         call = stub.WatchRun(evaluator_pb2.WatchRunRequest(id="x"))
         reading = asyncio.ensure_future(call.read())
-        await asyncio.wait_for(house.evaluator.watched.wait(), 5)
+        await asyncio.wait_for(house.evaluator.watched.wait(), 30)
         house.written(revoked="2026-01-01")
         with pytest.raises(Unauthenticated, match="revoked"), translated("evaluator"):
-            await asyncio.wait_for(reading, 5)
-        await asyncio.wait_for(house.evaluator.left.wait(), 5)
+            await asyncio.wait_for(reading, 30)
+        await asyncio.wait_for(house.evaluator.left.wait(), 30)
 
 
 async def test_a_caller_who_leaves_is_not_taken_for_one_who_was_cut_off(house: House) -> None:
     async with channel(house.address, key=house.key()) as opened:
         stub: Any = evaluator_pb2_grpc.EvaluatorStub(opened)  # type: ignore[no-untyped-call]
         call = stub.WatchRun(evaluator_pb2.WatchRunRequest(id="x"))
-        await asyncio.wait_for(house.evaluator.watched.wait(), 5)
+        await asyncio.wait_for(house.evaluator.watched.wait(), 30)
         call.cancel()
-        await asyncio.wait_for(house.evaluator.left.wait(), 5)
+        await asyncio.wait_for(house.evaluator.left.wait(), 30)
 
 
 async def test_a_client_shows_the_key_that_its_file_has_now(house: House) -> None:
@@ -262,7 +262,7 @@ async def test_a_client_shows_the_key_that_its_file_has_now(house: House) -> Non
 
 
 async def test_calls_that_come_too_fast_are_told_when_to_come(house: House) -> None:
-    key = house.key(rate_per_s=0.5)
+    key = house.key(rate_per_s=0.01)
     async with grpc.aio.insecure_channel(house.address, options=[("grpc.enable_retries", 0)]) as opened:
         stub = embedder_pb2_grpc.EmbedderStub(opened)  # type: ignore[no-untyped-call]
         shown = (("authorization", f"Bearer {key}"),)
@@ -273,7 +273,7 @@ async def test_calls_that_come_too_fast_are_told_when_to_come(house: House) -> N
     details = dict(raw.value.trailing_metadata() or ())["grpc-status-details-bin"]
     info = error_details_pb2.RetryInfo()
     assert status_pb2.Status.FromString(details).details[0].Unpack(info)
-    assert 1000 < info.retry_delay.ToMilliseconds() <= 2000
+    assert 70_000 < info.retry_delay.ToMilliseconds() <= 100_000
     assert house.counted == [("key", "admitted"), ("key", "Overloaded")]
 
 
@@ -299,7 +299,7 @@ async def test_streams_at_a_time_are_counted_until_their_callers_leave(house: Ho
             with pytest.raises(Overloaded, match="streams are open"), translated("embedder"):
                 await call.read()
         first.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             again = stub.EmbedStream()
             await again.write(embedder_pb2.EmbedStreamRequest(id="b"))
             assert (await again.read()).id == "b"

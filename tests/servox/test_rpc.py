@@ -246,9 +246,18 @@ async def test_a_path_that_is_not_text_is_told_and_a_stop_is_no_failure() -> Non
                     await call
 
 
+async def _listens(address: str) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(*address.rsplit(":", 1))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 async def test_draining_says_so_first_and_lets_calls_end() -> None:
     embedder = Embedder(lambda: None)
-    async with serving(embedder, drain_wait_s=0.3, drain_grace_s=20) as (server, address), _plain(address) as opened:
+    async with serving(embedder, drain_wait_s=2.5, drain_grace_s=20) as (server, address), _plain(address) as opened:
         await server.serving(True)
         embedder.leave.clear()
         call = asyncio.create_task(_describe(opened))
@@ -256,7 +265,9 @@ async def test_draining_says_so_first_and_lets_calls_end() -> None:
         stopping = asyncio.create_task(server.stop())
         await asyncio.sleep(0.05)
         assert await _health(opened, SERVICE) == NOT_SERVING, "while endpoints notice, calls are still served"
-        await asyncio.sleep(0.4)
+        async with asyncio.timeout(30):
+            while await _listens(address):  # noqa: ASYNC110 -- a socket has no event
+                await asyncio.sleep(0.02)
         embedder.leave.set()
         assert (await call).dims == 7
         await stopping

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -56,22 +57,25 @@ def test_a_process_logs_json_at_its_level_and_above() -> None:
     assert [(line["message"], line["service"], line["head"]) for line in lines] == [("loud", "prober", "x")]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Free, and kept from others: bound without listening, which lets a server listen there."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
-def test_metrics_are_served_until_they_are_stopped() -> None:
-    metrics, port = Metrics(), _free_port()
+def test_metrics_are_served_until_they_are_stopped(port: int) -> None:
+    metrics = Metrics()
     Counter("servox_sample", "A sample.", registry=metrics.registry).inc(3)
     metrics.start("127.0.0.1", port)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         assert "servox_sample_total 3.0" in answer.read().decode()
     metrics.stop()
     metrics.stop()
     with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30)
 
 
 def test_port_0_serves_nothing() -> None:

@@ -91,7 +91,7 @@ class Face:
     def silence() -> bytes:
         return wav(np.zeros(16_000, dtype=np.float32))
 
-    async def raw(self, data: bytes, *, wait_s: float = 5.0) -> bytes:
+    async def raw(self, data: bytes, *, wait_s: float = 20.0) -> bytes:
         """Sends bytes, and gives all that comes back until the server closes."""
         reader, writer = await asyncio.open_unix_connection(str(self.socket))
         writer.write(data)
@@ -103,7 +103,7 @@ class Face:
 
     async def counted(self, name: str, **labels: str) -> None:
         """Waits until something was counted once."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not self.count(name, **labels):  # noqa: ASYNC110 -- counters tell nobody
                 await asyncio.sleep(0.01)
 

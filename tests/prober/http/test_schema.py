@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,42 +31,46 @@ checks.positive_data_acceptance.expected-statuses = ["426"]
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def free_port() -> Iterator[int]:
+    """Nobody else is given the port meanwhile."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield int(kept.getsockname()[1])
 
 
 async def test_the_whole_schema_holds(opened: Any, tmp_path: Path) -> None:
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
-    async with opened(http_socket=None, http_port=free_port()) as face:
-        command = [
-            "--config-file",
-            str(config),
-            "run",
-            f"{face.server.http}/openapi.json",
-            "--checks=all",
-            f"--max-examples={EXAMPLES}",
-            "--seed=1",
-            "--no-color",
-            "--workers=1",
-            "--request-timeout=30",
-        ]
-        process = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).parent / "schemathesis"),
-            *command,
-            env={
-                **os.environ,
-                "SCHEMATHESIS_HOOKS": "schema_hooks",
-                "PYTHONPATH": str(HERE),
-                "PYTHONWARNINGS": "ignore",
-            },
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            cwd=tmp_path,
-        )
-        said = (await process.communicate())[0].decode()
+    with free_port() as port:
+        async with opened(http_socket=None, http_port=port) as face:
+            command = [
+                "--config-file",
+                str(config),
+                "run",
+                f"{face.server.http}/openapi.json",
+                "--checks=all",
+                f"--max-examples={EXAMPLES}",
+                "--seed=1",
+                "--no-color",
+                "--workers=1",
+                "--request-timeout=30",
+            ]
+            process = await asyncio.create_subprocess_exec(
+                str(Path(sys.executable).parent / "schemathesis"),
+                *command,
+                env={
+                    **os.environ,
+                    "SCHEMATHESIS_HOOKS": "schema_hooks",
+                    "PYTHONPATH": str(HERE),
+                    "PYTHONWARNINGS": "ignore",
+                },
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                cwd=tmp_path,
+            )
+            said = (await process.communicate())[0].decode()
     if "SERVOX_SCHEMA_EXAMPLES" in os.environ:
         print(said)
     assert process.returncode == 0, said

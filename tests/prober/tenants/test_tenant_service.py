@@ -264,7 +264,7 @@ async def test_of_two_probers_on_one_folder_one_learns_and_the_other_reads(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.prober.tenants.calibrations.LOOK_AGAIN_S", 0.0)
-    async with start(tenant_ready_clips=4) as first:
+    async with start(tenant_ready_clips=4, tenant_save_s=1000) as first:
         await first.recognised(0)
         async with start(tenant_ready_clips=4) as second:
             for number in range(10, 14):
