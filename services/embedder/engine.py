@@ -91,9 +91,9 @@ class Engine:
         self._rate_hz = rate_hz
         self._metrics = metrics
         self._canary_every_s = canary_every_s
-        metrics.queued.set_function(self._queued_s)
         self._batches = 0
         self._pending: list[Job] = []
+        metrics.queued.set_function(self._queued_s)
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.failed: asyncio.Future[ServoxError] = asyncio.get_running_loop().create_future()
