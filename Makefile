@@ -23,7 +23,7 @@ paper: setup  ## the same under the paper's recipe
 	$(BIN)/servox demo --protocol ser-evals
 
 test: setup  ## the whole suite
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadgroup --max-worker-restart=0
 
 bench-gpu:  ## engines on this machine's GPU, in an environment of its own with CUDA builds
 	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu

@@ -2,7 +2,9 @@
 
 import ipaddress
 import os
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,6 +58,23 @@ def whisper_tiny(data_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no checkpoint at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hold_port() -> Iterator[Callable[[], int]]:
+    """Gives a port of 127.0.0.1 that the system gives to nobody else until the tests are over.
+
+    It is bound without listening, which lets a server that reuses addresses listen there.
+    """
+    with ExitStack() as held:
+
+        def hold() -> int:
+            kept = held.enter_context(socket.socket())
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            kept.bind(("127.0.0.1", 0))
+            return int(kept.getsockname()[1])
+
+        yield hold
 
 
 @pytest.fixture

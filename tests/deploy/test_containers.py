@@ -8,13 +8,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +81,6 @@ def image_variables(service: str) -> dict[str, str]:
     )
 
 
-def free_port(stack: ExitStack) -> int:
-    """Kept from others: bound without listening, which lets a server listen there."""
-    held = stack.enter_context(socket.socket())
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return int(held.getsockname()[1])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """A service at work."""
@@ -142,10 +132,9 @@ Start = Callable[[str], Running]
 
 
 @pytest.fixture
-def start(tmp_path: Path, bundle: Path) -> Iterator[Start]:
+def start(tmp_path: Path, bundle: Path, hold_port: Callable[[], int]) -> Iterator[Start]:
     """Starts a service as its container would be."""
     begun: list[Running] = []
-    held = ExitStack()
 
     def begin(service: str) -> Running:
         volumes, cwd, scratch = tmp_path / "volumes", tmp_path / "cwd", tmp_path / "tmp"
@@ -156,7 +145,7 @@ def start(tmp_path: Path, bundle: Path) -> Iterator[Start]:
                 (volumes / Path(mount["mountPath"]).relative_to(STATE)).mkdir(exist_ok=True)
         if service == "embedder" and not (volumes / "bundles/default").exists():
             (volumes / "bundles/default").symlink_to(bundle)
-        ports = {port["name"]: free_port(held) for port in container(service)["ports"]}
+        ports = {port["name"]: hold_port() for port in container(service)["ports"]}
         prefix = f"SERVOX_{service.upper()}_"
         variables = image_variables(service) | settings(service)
         variables |= {f"{prefix}{name.upper()}_PORT": str(port) for name, port in ports.items()}
@@ -182,7 +171,6 @@ def start(tmp_path: Path, bundle: Path) -> Iterator[Start]:
     for running in begun:
         running.process.kill()
         running.process.wait()
-    held.close()
 
 
 @pytest.mark.parametrize("service", ["embedder", "prober", "evaluator"])

@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -237,12 +236,8 @@ def house() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def http_port() -> Iterator[int]:
-    """Kept from others: bound without listening, which lets a server listen there."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield int(held.getsockname()[1])
+def http_port(hold_port: Callable[[], int]) -> int:
+    return hold_port()
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,50 @@ try {
   seen.pressed = await page.getAttribute("#record", "aria-pressed");
   await page.context().close();
 
+  // A microphone that comes when it is allowed.
+  const slow = await open();
+  await slow.evaluate(() => {
+    const waiting = [], { mediaDevices } = navigator, real = mediaDevices.getUserMedia.bind(mediaDevices);
+    Object.assign(window, { asked: 0, tracks: [], allow: () => waiting.splice(0).forEach((go) => go()) });
+    mediaDevices.getUserMedia = async (wanted) => {
+      window.asked += 1;
+      await new Promise((go) => waiting.push(go));
+      const stream = await real(wanted);
+      window.tracks.push(...stream.getTracks());
+      return stream;
+    };
+  });
+  const press = (times) => slow.evaluate((times) => { for (; times; times -= 1) document.getElementById("record").click(); }, times);
+  const allow = (given) => slow.evaluate(() => window.allow()).then(() => slow.waitForFunction((given) => window.tracks.length >= given, given));
+  const microphones = async () => {
+    await slow.waitForFunction(() => window.tracks.every((track) => track.readyState === "ended"), null, { timeout: 5_000 }).catch(() => null);
+    return slow.evaluate(() => [window.asked, window.tracks.filter((track) => track.readyState === "live").length]);
+  };
+  seen.opened = {};
+  await press(2);
+  await allow(1);
+  await slow.waitForSelector('#record[aria-pressed="true"]');
+  await slow.waitForFunction(() => document.querySelectorAll("#table tbody tr").length);
+  await press(1);
+  await settled(slow);
+  seen.opened.twice = await microphones();
+  await press(1);
+  await slow.setInputFiles("#file", speech);
+  await allow(2);
+  await settled(slow);
+  seen.opened.file = await microphones();
+  await slow.locator("#key").evaluate((key) => { key.value = "no key"; key.dispatchEvent(new Event("change")); });
+  await press(1);
+  await allow(3);
+  seen.badKey = await problem(slow);
+  seen.opened.key = await microphones();
+  await slow.evaluate(() => { AudioWorklet.prototype.addModule = async () => { throw new Error("no worklet"); }; });
+  await press(1);
+  await allow(4);
+  await slow.waitForFunction(() => document.getElementById("problem").textContent.includes("worklet"));
+  seen.opened.worklet = await microphones();
+  await slow.context().close();
+
   seen.widths = {};
   for (const width of [320, 375, 1100]) {
     const narrow = await open({ width });

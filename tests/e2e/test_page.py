@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -38,14 +37,6 @@ def _servox(home: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def _free_port(stack: ExitStack) -> int:
-    """Kept from others: bound without listening, which lets a server listen there."""
-    held = stack.enter_context(socket.socket())
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return int(held.getsockname()[1])
-
-
 def _ready(address: str, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         assert process.poll() is None, "the server ended"
@@ -73,7 +64,11 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(browser_command: Callable[[str], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(
+    browser_command: Callable[[str], list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+    hold_port: Callable[[], int],
+) -> Iterator[Served]:
     """Probers with two heads on generated speech, and an embedder behind them."""
     home = tmp_path_factory.mktemp("page")
     synthesis.write(home / "data")
@@ -82,15 +77,14 @@ def served(browser_command: Callable[[str], list[str]], tmp_path_factory: pytest
     _servox(home, "evaluate", "run", *run)
     (home / "policy.toml").write_text(POLICY)
     key = _servox(home, "keys", "create", "--name", "page", "--file", home / "keys.json").strip()
-    held = ExitStack()
-    embedder, ports = _free_port(held), (_free_port(held), _free_port(held))
+    embedder, *ports = (hold_port() for _ in range(3))
     prober = ("prober", "--embedder", f"127.0.0.1:{embedder}", "--grpc-port", 0, "--metrics-port", 0)
     services = (
         ("embedder", "--bundle", home / "logmel", "--grpc-port", embedder, "--metrics-port", 0),
         (*prober, "--http-port", ports[0]),
         (*prober, "--http-port", ports[1], "--keys", home / "keys.json", "--policy", home / "policy.toml"),
     )
-    with held as stack:
+    with ExitStack() as stack:
         for arguments in services:
             command = [str(SERVOX), "serve", *map(str, arguments)]
             process = stack.enter_context(subprocess.Popen(command, env=_environment(home)))
@@ -187,6 +181,15 @@ def test_a_recording_goes_on_until_the_button_is_pressed_again(seen: dict[str, A
     assert "Recording" in seen["recording"]["status"]
     assert seen["pressed"] == "false"
     assert len(seen["live"]["rows"]) >= 4
+
+
+def test_presses_open_one_microphone_and_none_stays_on(seen: dict[str, Any]) -> None:
+    # How many were asked for until then, and how many are on.
+    assert seen["opened"]["twice"] == [1, 0], "two presses while it is asked for"
+    assert seen["opened"]["file"] == [2, 0], "a file that is chosen while it is asked for"
+    assert seen["opened"]["key"] == [3, 0], "a stream that cannot be opened"
+    assert seen["opened"]["worklet"] == [4, 0], "a page that cannot record"
+    assert "key" in seen["badKey"]
 
 
 def test_wrong_input_gets_the_servers_or_the_pages_reason(seen: dict[str, Any]) -> None:

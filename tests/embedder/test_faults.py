@@ -41,18 +41,12 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0
 Reply = embedder_pb2.EmbedResponse
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def server(tiny_bundle: Path) -> Iterator[Running]:
+def server(tiny_bundle: Path, hold_port: Callable[[], int]) -> Iterator[Running]:
     """One process for all faults that it has to survive."""
     flags = {"decode-workers": 2, "max-inflight-audio-s": 60, "max-message-bytes": MESSAGE_BYTES}
     with running(
-        tiny_bundle, *(f"--{name}={value}" for name, value in flags.items()), metrics_port=_free_port()
+        tiny_bundle, *(f"--{name}={value}" for name, value in flags.items()), metrics_port=hold_port()
     ) as found:
         yield found
 
@@ -438,12 +432,14 @@ async def test_a_full_server_refuses_fast_and_answers_what_it_admits(
     _record("a full queue, seconds", 3 * TIMES, outcomes=dict(outcomes), refused_within_ms_p99=p99_ms)
 
 
-async def test_sigterm_under_load_loses_nothing_that_was_admitted(tiny_bundle: Path, heavy: bytes) -> None:
+async def test_sigterm_under_load_loses_nothing_that_was_admitted(
+    tiny_bundle: Path, heavy: bytes, hold_port: Callable[[], int]
+) -> None:
     """Eight calls and a stream of eight are in flight, and callers keep coming while it drains."""
     late = Counter[str]()
     for _ in range(TIMES):
         with running(
-            tiny_bundle, "--decode-workers", "1", "--max-inflight-audio-s", "6000", metrics_port=_free_port()
+            tiny_bundle, "--decode-workers", "1", "--max-inflight-audio-s", "6000", metrics_port=hold_port()
         ) as own:
             workers = _children(own.pid)
             async with _stub(own.address) as stub:
@@ -479,9 +475,11 @@ async def _read(call: Any) -> set[str]:  # noqa: ANN401 -- gRPC's call
     return ids
 
 
-async def test_no_worker_outlives_a_server_that_was_killed(tiny_bundle: Path, heavy: bytes) -> None:
+async def test_no_worker_outlives_a_server_that_was_killed(
+    tiny_bundle: Path, heavy: bytes, hold_port: Callable[[], int]
+) -> None:
     for _ in range(TIMES):
-        with running(tiny_bundle, "--decode-workers", "2", metrics_port=_free_port()) as own:
+        with running(tiny_bundle, "--decode-workers", "2", metrics_port=hold_port()) as own:
             workers = _children(own.pid)
             assert len(workers) == 2
             async with _stub(own.address) as stub:

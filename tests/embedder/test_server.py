@@ -53,18 +53,13 @@ def _scrape(port: int) -> str:
     return text
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def test_sigterm_under_load_loses_nothing_that_was_admitted(
-    tiny_bundle: Path, speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
+    tiny_bundle: Path,
+    speech: Callable[..., np.ndarray],
+    encoded: Callable[..., bytes],
+    hold_port: Callable[[], int],
 ) -> None:
-    port = _free_port()
+    port = hold_port()
     slow = encoded(speech(25, rate_hz=96_000), rate_hz=96_000, kind="FLAC", subtype="PCM_16")
     flags = ("--bundle", tiny_bundle, "--grpc-port", 0, "--metrics-port", port, "--decode-workers", 1)
     async with process(*flags) as started:
@@ -97,9 +92,9 @@ async def _all(answers: AsyncIterator[object]) -> set[str]:
 
 
 async def test_a_process_answers_health_reflection_and_metrics_that_move(
-    tiny_bundle: Path, speech: Callable[..., np.ndarray]
+    tiny_bundle: Path, speech: Callable[..., np.ndarray], hold_port: Callable[[], int]
 ) -> None:
-    port = _free_port()
+    port = hold_port()
     async with process("--bundle", tiny_bundle, "--grpc-port", 0, "--metrics-port", port) as started:
         address = await _address(started)
         async with grpc.aio.insecure_channel(address) as channel:

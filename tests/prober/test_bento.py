@@ -4,13 +4,11 @@
 import asyncio
 import io
 import os
-import socket
 import subprocess
 import sys
 import tomllib
 import wave
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +64,6 @@ def bentoml(*arguments: str, home: Path, **settings: object) -> "subprocess.Pope
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
 
-@contextmanager
-def held_port() -> Iterator[int]:
-    """A port that the system gives to nobody else meanwhile; who names it and reuses addresses may listen there."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield int(holder.getsockname()[1])
-
-
 async def ready(http: httpx.AsyncClient, process: "subprocess.Popen[bytes]", log: Path) -> None:
     for _ in range(1200):
         assert process.poll() is None, log.read_text()[-3000:]
@@ -97,7 +86,9 @@ async def logged(log: Path, words: str, *, times: int) -> str:
 
 
 @pytest.fixture
-async def http(pair: Any, corpus: Any, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def http(
+    pair: Any, corpus: Any, tmp_path: Path, hold_port: Callable[[], int]
+) -> AsyncIterator[httpx.AsyncClient]:
     """A Bento that was built and is served, with a head in its registry and the toy embedder behind it."""
     spec = corpus.spec(kind=prober_pb2.HEAD_KIND_LOGISTIC)
     async for _ in pair.prober.Train(prober_pb2.TrainRequest(store_url=corpus.store, heads=[spec])):
@@ -106,23 +97,23 @@ async def http(pair: Any, corpus: Any, tmp_path: Path) -> AsyncIterator[httpx.As
     home.mkdir()
     building = bentoml("build", "-f", BENTOFILE, ".", home=home)
     assert await asyncio.to_thread(building.wait, 180) == 0, (tmp_path / "build.log").read_text()[-3000:]
-    with held_port() as port:
-        process = bentoml(
-            "serve",
-            "servox-prober:latest",
-            "--host=127.0.0.1",
-            f"--port={port}",
-            home=home,
-            heads=tmp_path / "heads",
-            embedder=f"unix:{tmp_path / 'e.sock'}",
-        )
-        try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-                await ready(client, process, tmp_path / "serve.log")
-                yield client
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait, 60)
+    port = hold_port()
+    process = bentoml(
+        "serve",
+        "servox-prober:latest",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        home=home,
+        heads=tmp_path / "heads",
+        embedder=f"unix:{tmp_path / 'e.sock'}",
+    )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            await ready(client, process, tmp_path / "serve.log")
+            yield client
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait, 60)
 
 
 @pytest.mark.slow  # builds a Bento and starts BentoML's server

@@ -4,13 +4,12 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -178,9 +177,9 @@ def test_one_seed_gives_one_result_in_any_home(finished: Path, data: Path, bundl
 
 
 def test_three_processes_over_tcp_give_what_one_process_gives(
-    finished: Path, data: Path, bundle: Path, tmp_path: Path, ports: list[int]
+    finished: Path, data: Path, bundle: Path, tmp_path: Path, hold_port: Callable[[], int]
 ) -> None:
-    port_of = dict(zip(("embedder", "prober", "evaluator"), ports, strict=True))
+    port_of = {name: hold_port() for name in ("embedder", "prober", "evaluator")}
     peers = [f"--{name}=127.0.0.1:{port_of[name]}" for name in ("embedder", "prober")]
     flags = {"embedder": [f"--bundle={bundle}"], "prober": [peers[0], "--http-port=0"], "evaluator": peers}
     running = [
@@ -203,17 +202,6 @@ def test_three_processes_over_tcp_give_what_one_process_gives(
         for process in running:
             process.terminate()
         assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
-
-
-@pytest.fixture
-def ports() -> Iterator[list[int]]:
-    """Free, and kept from others: bound without listening, which lets a server listen there."""
-    with ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for each in held:
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            each.bind(("127.0.0.1", 0))
-        yield [each.getsockname()[1] for each in held]
 
 
 def test_the_papers_recipe_runs_on_the_papers_corpora(data: Path, bundle: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """`servox serve …`: a signal ends a service in every state, and what started is undone."""
 
 import asyncio
-import os
 import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -11,20 +14,15 @@ from servox.errors import Unavailable
 
 
 class Recorded:
-    """A service that says what was done to it; `stuck` never gets past its start."""
+    """A service that says what was done to it."""
 
-    def __init__(self, *, stuck: bool = False, fails: Exception | None = None) -> None:
-        self.stuck = stuck
+    def __init__(self, *, fails: Exception | None = None) -> None:
         self.fails = fails
-        self.starting = asyncio.Event()
         self.stopped = 0
 
     async def start(self) -> str:
-        self.starting.set()
         if self.fails:
             raise self.fails
-        if self.stuck:
-            await asyncio.Event().wait()
         return "unix:here"
 
     async def stop(self) -> None:
@@ -39,15 +37,40 @@ class Dying(Recorded):
         raise Unavailable("the device is gone")
 
 
-@pytest.mark.parametrize("stuck", [False, True], ids=["serving", "starting"])
+# In a process of its own, because signals are a whole process's. "starting" never gets past its start.
+SIGNALLED = textwrap.dedent("""
+    import asyncio, sys
+    from services.serving import until_stopped
+
+    class Service:
+        async def start(self):
+            if sys.argv[1] == "starting":
+                await self.wait_failed()
+            return "unix:here"
+
+        async def wait_failed(self):
+            print("here", flush=True)
+            await asyncio.Event().wait()
+
+        async def stop(self):
+            await asyncio.sleep(0)
+            print("stopped", flush=True)
+
+    asyncio.run(until_stopped(Service()))
+""")
+
+
+@pytest.mark.parametrize("state", ["serving", "starting"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_a_service_that_serves_or_still_starts(stuck: bool, number: signal.Signals) -> None:
-    service = Recorded(stuck=stuck)
-    serving = asyncio.ensure_future(until_stopped(service))
-    await service.starting.wait()
-    os.kill(os.getpid(), number)
-    await asyncio.wait_for(serving, 30)
-    assert service.stopped == 1
+def test_a_signal_ends_a_service_that_serves_or_still_starts(state: str, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", SIGNALLED, state]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[0] == "stopped\n"
+    assert process.returncode == 0
 
 
 async def test_a_start_that_fails_is_undone_and_raised() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,17 +57,8 @@ def test_a_process_logs_json_at_its_level_and_above() -> None:
     assert [(line["message"], line["service"], line["head"]) for line in lines] == [("loud", "prober", "x")]
 
 
-@pytest.fixture
-def port() -> Iterator[int]:
-    """Free, and kept from others: bound without listening, which lets a server listen there."""
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        yield int(held.getsockname()[1])
-
-
-def test_metrics_are_served_until_they_are_stopped(port: int) -> None:
-    metrics = Metrics()
+def test_metrics_are_served_until_they_are_stopped(hold_port: Callable[[], int]) -> None:
+    metrics, port = Metrics(), hold_port()
     Counter("servox_sample", "A sample.", registry=metrics.registry).inc(3)
     metrics.start("127.0.0.1", port)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:

@@ -10,6 +10,7 @@ const timeline = new Timeline(by("timeline"));
 const known = new Map(); // heads by name
 let results = null; // { head, settings, classes, windows, overall }
 let running = null; // how to stop what runs: a function
+let asking = null; // the press that waits for the microphone
 
 function show(problem) {
   const box = by("problem");
@@ -97,6 +98,7 @@ function failed(problem) {
 }
 
 async function takeFile(file) {
+  asking = null;
   if (running) await running();
   const player = by("player");
   const chosen = begin({ live: false, seek: (ms) => { player.currentTime = ms / 1000; } });
@@ -119,26 +121,48 @@ async function takeFile(file) {
   }
 }
 
-async function record() {
-  if (running) return running();
-  let microphone;
+// The microphone; null where it cannot be opened, or a file was chosen before it came.
+async function askMicrophone() {
+  const press = asking = Symbol("press");
+  let microphone = null;
   try {
     microphone = await openMicrophone();
   } catch (error) {
-    return failed(error);
+    if (asking === press) failed(error);
   }
+  if (asking === press) {
+    asking = null;
+    return microphone;
+  }
+  await microphone?.stop();
+  return null;
+}
+
+async function record() {
+  if (asking) return; // one microphone is enough
+  if (running) return running();
+  const microphone = await askMicrophone();
+  if (!microphone) return;
   const chosen = begin({ live: true });
   if (!chosen) return microphone.stop();
   by("player").hidden = true;
   const over = async () => { pressed(false); await microphone.stop(); };
-  const stream = new LiveStream({ ...chosen, rate_hz: microphone.rate_hz }, {
-    onReady: ({ type: _, ...used }) => answeredBy(used),
-    onWindow: add,
-    onEnd: () => { over(); finish(); },
-    onProblem: (problem) => { over(); failed(problem); },
-  });
+  let stream;
   const stop = async () => { status("Waiting for the last window …"); await over(); stream.end(); };
-  microphone.start((samples) => stream.push(samples), stop);
+  try {
+    stream = new LiveStream({ ...chosen, rate_hz: microphone.rate_hz }, {
+      onReady: ({ type: _, ...used }) => answeredBy(used),
+      onWindow: add,
+      onEnd: () => { over(); finish(); },
+      onProblem: (problem) => { over(); failed(problem); },
+    });
+    microphone.start((samples) => stream.push(samples), stop);
+  } catch (error) {
+    await over();
+    stream?.end();
+    const detail = error.name === "SyntaxError" ? "The key holds a character that no key has." : error.message;
+    return failed(new Problem({ title: "The recording cannot begin", detail }));
+  }
   running = stop;
   pressed(true);
   status("Recording. Press the button again to stop.");

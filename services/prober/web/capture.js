@@ -19,9 +19,14 @@ export async function openMicrophone() {
   } catch (error) {
     throw new Problem({ title: "The microphone cannot be opened", detail: WHY[error.name] ?? error.message });
   }
-  const context = new AudioContext();
-  await context.audioWorklet.addModule("static/worklet.js");
-  return new Microphone(stream, context);
+  const microphone = new Microphone(stream, new AudioContext());
+  try {
+    await microphone.context.audioWorklet.addModule("static/worklet.js");
+  } catch (error) {
+    await microphone.stop();
+    throw new Problem({ title: "The microphone cannot be opened", detail: error.message });
+  }
+  return microphone;
 }
 
 class Microphone {

@@ -4,10 +4,8 @@
 import asyncio
 import os
 import re
-import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +29,36 @@ checks.positive_data_acceptance.expected-statuses = ["426"]
 """
 
 
-@contextmanager
-def free_port() -> Iterator[int]:
-    """Nobody else is given the port meanwhile."""
-    with socket.socket() as kept:
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", 0))
-        yield int(kept.getsockname()[1])
-
-
-async def test_the_whole_schema_holds(opened: Any, tmp_path: Path) -> None:
+async def test_the_whole_schema_holds(opened: Any, tmp_path: Path, hold_port: Callable[[], int]) -> None:
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG)
-    with free_port() as port:
-        async with opened(http_socket=None, http_port=port) as face:
-            command = [
-                "--config-file",
-                str(config),
-                "run",
-                f"{face.server.http}/openapi.json",
-                "--checks=all",
-                f"--max-examples={EXAMPLES}",
-                "--seed=1",
-                "--no-color",
-                "--workers=1",
-                "--request-timeout=30",
-            ]
-            process = await asyncio.create_subprocess_exec(
-                str(Path(sys.executable).parent / "schemathesis"),
-                *command,
-                env={
-                    **os.environ,
-                    "SCHEMATHESIS_HOOKS": "schema_hooks",
-                    "PYTHONPATH": str(HERE),
-                    "PYTHONWARNINGS": "ignore",
-                },
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                cwd=tmp_path,
-            )
-            said = (await process.communicate())[0].decode()
+    async with opened(http_socket=None, http_port=hold_port()) as face:
+        command = [
+            "--config-file",
+            str(config),
+            "run",
+            f"{face.server.http}/openapi.json",
+            "--checks=all",
+            f"--max-examples={EXAMPLES}",
+            "--seed=1",
+            "--no-color",
+            "--workers=1",
+            "--request-timeout=30",
+        ]
+        process = await asyncio.create_subprocess_exec(
+            str(Path(sys.executable).parent / "schemathesis"),
+            *command,
+            env={
+                **os.environ,
+                "SCHEMATHESIS_HOOKS": "schema_hooks",
+                "PYTHONPATH": str(HERE),
+                "PYTHONWARNINGS": "ignore",
+            },
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=tmp_path,
+        )
+        said = (await process.communicate())[0].decode()
     if "SERVOX_SCHEMA_EXAMPLES" in os.environ:
         print(said)
     assert process.returncode == 0, said

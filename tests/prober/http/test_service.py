@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -159,17 +160,12 @@ async def test_a_socket_that_a_dead_process_left_is_taken_over(opened: Any, tmp_
         assert (await face.http.get("/livez")).status_code == 200
 
 
-async def test_it_listens_on_a_port(opened: Any) -> None:
-    import socket
-
-    with socket.socket() as kept:  # nobody else is given the port meanwhile
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", 0))
-        port = kept.getsockname()[1]
-        async with opened(http_socket=None, http_port=port) as face:
-            assert face.server.http == f"http://127.0.0.1:{port}"
-            async with httpx.AsyncClient(base_url=face.server.http, timeout=30) as client:
-                assert (await client.get("/readyz")).status_code == 200
+async def test_it_listens_on_a_port(opened: Any, hold_port: Callable[[], int]) -> None:
+    port = hold_port()
+    async with opened(http_socket=None, http_port=port) as face:
+        assert face.server.http == f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=face.server.http, timeout=30) as client:
+            assert (await client.get("/readyz")).status_code == 200
 
 
 async def test_it_speaks_https_and_asks_for_certificates_as_grpc_does(opened: Any, tmp_path: Any) -> None:
