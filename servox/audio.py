@@ -312,7 +312,7 @@ def _finish(raw: _Raw, rate_hz: int, limits: Limits) -> Clip:
             f"{limits.min_duration_ms} ms: send a longer clip"
         )
     check_values(raw.samples)
-    mono = raw.samples.mean(axis=1, dtype=np.float32)
+    mono = raw.samples[:, 0] if channels == 1 else raw.samples.mean(axis=1, dtype=np.float32)
     peak = float(np.abs(mono).max())
     if peak < 10 ** (limits.silence_dbfs / 20):
         raise SilentAudio(f"the clip is silent: its peak stays under {limits.silence_dbfs:g} dBFS; send audible speech")

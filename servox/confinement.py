@@ -9,7 +9,11 @@ from pathlib import Path
 
 def data_bytes() -> int:
     """What `RLIMIT_DATA` counts: private writable memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[5]) * mmap.PAGESIZE
+    statm = os.open("/proc/self/statm", os.O_RDONLY)  # after every clip: ten times as fast as `Path.read_text`
+    try:
+        return int(os.read(statm, 256).split()[5]) * mmap.PAGESIZE
+    finally:
+        os.close(statm)
 
 
 def confine(memory_bytes: int) -> None:

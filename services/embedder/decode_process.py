@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import deque
 from dataclasses import dataclass, replace
 from signal import SIGABRT
 from typing import Any
@@ -54,6 +55,9 @@ class Process:
         self.worn = False  # whether it holds too much memory to go on
         self._order = order
         self._used_bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._packets: deque[bytes] = deque()  # that came and were not asked for yet; an empty one is the end
+        self._coming: asyncio.Future[None] | None = None
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         memory = os.memfd_create("servox-decode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -77,6 +81,7 @@ class Process:
         finally:
             theirs.close()
             os.close(memory)
+        self._loop.add_reader(self._socket, self._read)
 
     @property
     def pid(self) -> int:
@@ -101,6 +106,9 @@ class Process:
         Raises:
             Lost: it is dead.
         """
+        if self._packets:
+            self._process.send_signal(SIGABRT)  # of no effect on one that ended
+            raise Lost("it ended, or spoke before it was asked")
         with memoryview(data) as view:
             for start in range(0, len(data), COPY_BYTES):
                 part = view[start : start + COPY_BYTES]
@@ -143,6 +151,7 @@ class Process:
 
     def close(self) -> None:
         """Gives back what a dead worker held."""
+        self._loop.remove_reader(self._socket)
         self._socket.close()
         self._shared.close()
 
@@ -155,11 +164,24 @@ class Process:
         return Decoded(samples=samples, duration_ms=int(found["duration_ms"]), truncated=bool(found["truncated"]))
 
     async def _receive(self) -> dict[str, Any]:
+        if not self._packets:
+            self._coming = self._loop.create_future()
+            await self._coming
+        if not self._packets[0]:
+            raise Lost("it ended")
+        found: dict[str, Any] = json.loads(self._packets.popleft())
+        return found
+
+    def _read(self) -> None:
+        """A packet came, or the end."""
         try:
-            packet = await asyncio.get_running_loop().sock_recv(self._socket, PACKET_BYTES)
+            packet = self._socket.recv(PACKET_BYTES)
+        except BlockingIOError:
+            return
         except OSError:
             packet = b""
         if not packet:
-            raise Lost("it ended")
-        found: dict[str, Any] = json.loads(packet)
-        return found
+            self._loop.remove_reader(self._socket)
+        self._packets.append(packet)
+        if self._coming and not self._coming.done():
+            self._coming.set_result(None)

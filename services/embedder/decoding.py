@@ -117,7 +117,7 @@ class Decoder:
         self._lost = lost
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._alive: set[Process] = set()
-        self._idle: deque[Process] = deque()
+        self._idle: list[Process] = []
         self._waiting: deque[asyncio.Future[Process]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -250,7 +250,7 @@ class Decoder:
         if self._closed:
             raise _closed()
         if self._idle:
-            return self._idle.popleft()
+            return self._idle.pop()  # the last one that worked: its caches are warm
         promise: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
         self._waiting.append(promise)
         try:

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -40,6 +39,23 @@ class Run:
     ended_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Order:
+    """Work for a thread, and the future of the event loop that waits for it."""
+
+    work: Callable[[Runtime], Any]
+    answer: "asyncio.Future[Any]"
+
+    def tell(self, settle: Callable[[Any], None], value: object) -> None:
+        """Settles the answer, from another thread; whoever left, or closed the loop, is told nothing."""
+        with suppress(RuntimeError):
+            self.answer.get_loop().call_soon_threadsafe(self._settle, settle, value)
+
+    def _settle(self, settle: Callable[[Any], None], value: object) -> None:
+        if not self.answer.done():
+            settle(value)
+
+
 class Device:
     """As many batches at a time as there are runtimes.
 
@@ -51,7 +67,7 @@ class Device:
     def __init__(self, runtimes: Sequence[Runtime], *, stuck_after_s: float) -> None:
         self.streams = len(runtimes)
         self._stuck_after_s = stuck_after_s
-        self._orders: SimpleQueue[tuple[Callable[[Runtime], Any], Future[Any]] | None] = SimpleQueue()
+        self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._runtimes = runtimes
         self._threads = [
             threading.Thread(target=self._work, args=(runtime,), name=f"device-{number}", daemon=True)
@@ -124,33 +140,31 @@ class Device:
             return complaint
 
         try:
-            complaints = await asyncio.gather(*(asyncio.wrap_future(self._order(share)) for _ in self._threads))
+            complaints = await asyncio.gather(*(self._order(share) for _ in self._threads))
         finally:
             barrier.abort()  # of use only to a caller that leaves early: its threads must not wait for ever
         return next(filter(None, complaints), "")
 
     async def _ordered(self, work: Callable[[Runtime], T]) -> T:
-        answer = asyncio.wrap_future(self._order(work))
         async with asyncio.timeout(self._stuck_after_s):
-            return await asyncio.shield(answer)
+            return await self._order(work)
 
-    def _order(self, work: Callable[[Runtime], T]) -> Future[T]:
-        future: Future[T] = Future()
-        self._orders.put((work, future))
-        return future
+    def _order(self, work: Callable[[Runtime], T]) -> "asyncio.Future[T]":
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._orders.put(_Order(work=work, answer=answer))
+        return answer
 
     def _work(self, runtime: Runtime) -> None:
         set_slice(DEFAULT_NS)  # inherited from the event loop, which is to go first
         while order := self._orders.get():
-            work, future = order
-            if not future.set_running_or_notify_cancel():
+            if order.answer.cancelled():
                 continue
             try:
-                result = work(runtime)
+                result = order.work(runtime)
             except Exception as error:  # noqa: BLE001 -- the thread's edge: whoever ordered the work decides
-                future.set_exception(error)
+                order.tell(order.answer.set_exception, error)
             else:
-                future.set_result(result)
+                order.tell(order.answer.set_result, result)
 
 
 def _run(runtime: Runtime, clips: Sequence[Samples], samples: int, frames: bool) -> Run:
