@@ -27,7 +27,7 @@ from bench.load import GrpcTarget, closed_loop
 from bench.peers.catalogue import ours_body
 from bench.peers.processes import PROC
 from services.embedder.bundle import Bundle
-from services.embedder.runtimes import Lengths, Pcm, Result
+from services.embedder.runtimes import Lengths, Pcm, Result, Runtime
 from services.embedder.server import EmbedderServer
 from services.embedder.settings import Settings
 from servox.rpc import channel
@@ -78,10 +78,10 @@ def spent_ms() -> dict[str, float]:
 
 async def serve(given: argparse.Namespace) -> None:
     """Serves, and answers each line on standard input with `spent_ms`; ends with its input."""
-    settings = Settings(bundle=given.bundle, grpc_socket=given.socket, metrics_port=0)
+    settings = Settings.load({"bundle": given.bundle, "grpc_socket": given.socket, "metrics_port": 0})
 
-    def opened(bundle: Bundle, *_: object, **__: object) -> Idle:
-        return Idle(bundle, sleep_s=given.encoder_ms / 1000)
+    def opened(bundle: Bundle, *_: object, streams: int, **__: object) -> list[Runtime]:
+        return [Idle(bundle, sleep_s=given.encoder_ms / 1000) for _ in range(streams)]
 
     server = EmbedderServer(settings, Metrics(), opened=opened)
     await server.start()

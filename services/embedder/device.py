@@ -1,5 +1,8 @@
 """Threads that own the device: each has one runtime, takes one batch at a time and touches nothing else.
 
+An engine with a queue of its own gets more threads than it computes batches at a time: what they hand over meanwhile
+waits inside it, and is begun whether or not this process has time for it just then.
+
 The threads are daemons: one that is stuck inside a driver must not keep the process from ending, and closing waits for
 it no longer than `CLOSE_S`.
 """
@@ -21,6 +24,7 @@ from servox.errors import Unavailable
 
 from .runtimes import Result, Runtime
 from .slices import DEFAULT_NS, set_slice
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +61,17 @@ class _Order:
 
 
 class Device:
-    """As many batches at a time as there are runtimes.
+    """So many batches at a time.
 
     Args:
         runtimes: one for each thread.
+        streams: batches that they compute at a time; None: one each.
         stuck_after_s: a batch that takes longer will not come back.
     """
 
-    def __init__(self, runtimes: Sequence[Runtime], *, stuck_after_s: float) -> None:
-        self.streams = len(runtimes)
+    def __init__(self, runtimes: Sequence[Runtime], *, stuck_after_s: float, streams: int | None = None) -> None:
+        self.streams = streams or len(runtimes)
+        self._turns = Turns(self.streams, clock=time.monotonic)
         self._stuck_after_s = stuck_after_s
         self._orders: SimpleQueue[_Order | None] = SimpleQueue()
         self._runtimes = runtimes
@@ -85,7 +91,7 @@ class Device:
             TimeoutError: the batch did not come back.
             Exception: whatever the runtime raises.
         """
-        return await self._ordered(lambda runtime: _run(runtime, clips, samples, frames) if wanted() else None)
+        return await self._ordered(lambda runtime: self._run(runtime, clips, samples, frames) if wanted() else None)
 
     async def canary(self, samples: int) -> str:
         """Runs faint noise of a length; what went wrong, or nothing.
@@ -93,29 +99,28 @@ class Device:
         Raises:
             TimeoutError: it did not come back.
         """
-        return await self._ordered(lambda runtime: _canary(runtime, samples))
+        return await self._ordered(lambda runtime: self._canary(runtime, samples))
 
     async def warm(self, lengths: Sequence[int]) -> None:
-        """Runs every length once on every thread, so that no caller pays for a first time.
+        """Runs every length once on every stream, so that no caller pays for a first time.
 
         Raises:
             Unavailable: a length does not run.
         """
-
-        def warm(runtime: Runtime) -> str:
-            return "; ".join(f"{length} samples: {why}" for length in lengths if (why := _canary(runtime, length)))
-
-        if problem := await self._everywhere(warm):
-            raise Unavailable(f"the device cannot run the bundle ({problem}); export it again or use another device")
+        for length in lengths:
+            if why := await self._everywhere(length):
+                raise Unavailable(
+                    f"the device cannot run the bundle ({length} samples: {why}); export it again or use another device"
+                )
 
     async def canaries(self, samples: int) -> str:
-        """Runs faint noise on every thread; what went wrong, or nothing.
+        """Runs faint noise on every stream; what went wrong, or nothing.
 
         Raises:
             TimeoutError: one did not come back.
         """
         async with asyncio.timeout(self._stuck_after_s):
-            return await self._everywhere(lambda runtime: _canary(runtime, samples))
+            return await self._everywhere(samples)
 
     def close(self, *, wait: bool) -> None:
         """Ends the threads after their present batch; `wait` False leaves stuck ones behind."""
@@ -129,18 +134,18 @@ class Device:
                 else:
                     runtime.close()
 
-    async def _everywhere(self, work: Callable[[Runtime], str]) -> str:
-        """Runs work once on each thread; the first complaint, or nothing."""
+    async def _everywhere(self, samples: int) -> str:
+        """A canary on every stream at once; the first complaint, or nothing."""
         barrier = threading.Barrier(self.streams)  # holds each thread until all have their share: one order each
 
         def share(runtime: Runtime) -> str:
-            complaint = work(runtime)
+            complaint = self._canary(runtime, samples)
             with suppress(threading.BrokenBarrierError):
                 barrier.wait()
             return complaint
 
         try:
-            complaints = await asyncio.gather(*(self._order(share) for _ in self._threads))
+            complaints = await asyncio.gather(*(self._order(share) for _ in range(self.streams)))
         finally:
             barrier.abort()  # of use only to a caller that leaves early: its threads must not wait for ever
         return next(filter(None, complaints), "")
@@ -155,7 +160,8 @@ class Device:
         return answer
 
     def _work(self, runtime: Runtime) -> None:
-        set_slice(DEFAULT_NS)  # inherited from the event loop, which is to go first
+        if len(self._runtimes) == self.streams:  # it computes; what it has from the event loop is to go first
+            set_slice(DEFAULT_NS)
         while order := self._orders.get():
             if order.answer.cancelled():
                 continue
@@ -166,22 +172,23 @@ class Device:
             else:
                 order.tell(order.answer.set_result, result)
 
+    def _run(self, runtime: Runtime, clips: Sequence[Samples], samples: int, frames: bool) -> Run:
+        pcm = np.zeros((len(clips), samples), np.float32)
+        for row, clip in zip(pcm, clips, strict=True):
+            row[: len(clip)] = clip
+        lengths = np.array([len(clip) for clip in clips], np.int64)
+        turn = self._turns.enter()
+        try:
+            result = runtime.run(pcm, lengths, frames=frames)
+        finally:
+            began_s, ended_s = self._turns.leave(turn)
+        return Run(result=result, began_s=began_s, ended_s=ended_s)
 
-def _run(runtime: Runtime, clips: Sequence[Samples], samples: int, frames: bool) -> Run:
-    pcm = np.zeros((len(clips), samples), np.float32)
-    for row, clip in zip(pcm, clips, strict=True):
-        row[: len(clip)] = clip
-    lengths = np.array([len(clip) for clip in clips], np.int64)
-    began_s = time.monotonic()
-    result = runtime.run(pcm, lengths, frames=frames)
-    return Run(result=result, began_s=began_s, ended_s=time.monotonic())
-
-
-def _canary(runtime: Runtime, samples: int) -> str:
-    noise = np.random.default_rng(0).normal(0, 0.01, samples).astype(np.float32)
-    try:
-        run = _run(runtime, [noise], samples, frames=False)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the device is unfit
-        return repr(error)
-    log.debug("canary", extra={"samples": samples, "took_s": run.ended_s - run.began_s})
-    return "" if np.isfinite(run.result.statistics).all() else "its statistics are not finite"
+    def _canary(self, runtime: Runtime, samples: int) -> str:
+        noise = np.random.default_rng(0).normal(0, 0.01, samples).astype(np.float32)
+        try:
+            run = self._run(runtime, [noise], samples, frames=False)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the device is unfit
+            return repr(error)
+        log.debug("canary", extra={"samples": samples, "took_s": run.ended_s - run.began_s})
+        return "" if np.isfinite(run.result.statistics).all() else "its statistics are not finite"

@@ -30,7 +30,7 @@ from .inferring import Model
 from .messages import description_to_proto
 from .metrics import EmbedderMetrics
 from .open_inference import OpenInferenceServicer
-from .runtimes import Runtime, choose
+from .runtimes import Runtime, lanes
 from .servicer import EmbedderServicer
 from .settings import BUCKETS_S, Settings
 from .slices import DEFAULT_NS, HANDOVER_S, SHORT_NS, set_slice
@@ -46,10 +46,10 @@ class EmbedderServer:
     Args:
         settings: the bundle, the device, the limits, where it listens.
         metrics: the registry that /metrics shows.
-        opened: makes a runtime for a bundle.
+        opened: makes the runtimes of a bundle.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, *, opened: Callable[..., Runtime] = choose) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, *, opened: Callable[..., list[Runtime]] = lanes) -> None:
         self._settings = settings
         self._opened = opened
         self._metrics = metrics
@@ -125,7 +125,7 @@ class EmbedderServer:
     async def _start(self, bundle: Bundle) -> str:
         settings = self._settings
         runtimes = await asyncio.to_thread(self._runtimes, bundle)
-        device = Device(runtimes, stuck_after_s=settings.stuck_after_s)
+        device = Device(runtimes, streams=settings.stream_count, stuck_after_s=settings.stuck_after_s)
         longest_s = self._longest_ms(bundle) / 1000
         self._engine = Engine(
             device,
@@ -190,10 +190,13 @@ class EmbedderServer:
     def _runtimes(self, bundle: Bundle) -> list[Runtime]:
         settings = self._settings
         set_slice(DEFAULT_NS)  # threads that an engine starts here are the encoder's
-        return [
-            self._opened(bundle, settings.device, engine=settings.engine, threads=settings.threads_per_stream)
-            for _ in range(settings.stream_count)
-        ]
+        return self._opened(
+            bundle,
+            settings.device,
+            engine=settings.engine,
+            streams=settings.stream_count,
+            threads=settings.threads_per_stream,
+        )
 
     def _budget(self, bundle: Bundle) -> Budget:
         settings, rate_hz = self._settings, bundle.rate_hz

@@ -50,13 +50,14 @@ def _refuse_poison(pcm: Pcm) -> None:
 @asynccontextmanager
 async def running(
     *runtimes: FakeRuntime,
+    streams: int | None = None,
     clips: int = 4,
     stuck_after_s: float = 20,
     canary_every_s: float = 60,
     metrics: Metrics | None = None,
 ) -> AsyncIterator[Engine]:
     budget = Budget(samples=6400, clips=clips, buckets=(800, 1600), step=100, cost_s=1e-4)
-    device = Device(runtimes, stuck_after_s=stuck_after_s)
+    device = Device(runtimes, streams=streams, stuck_after_s=stuck_after_s)
     counters = EmbedderMetrics(metrics or Metrics())
     engine = Engine(device, budget=budget, rate_hz=1600, metrics=counters, canary_every_s=canary_every_s)
     await engine.start()
@@ -115,6 +116,38 @@ async def test_batches_grow_while_the_device_is_busy_and_only_then() -> None:
         gate.set()
         await asyncio.gather(*waiting)
     assert max(rows for rows, _ in runtime.widths) == 4
+
+
+async def test_what_waits_inside_an_engine_is_queued_and_not_yet_inferred() -> None:
+    engine_lock, inside, go_on = threading.Lock(), threading.Semaphore(0), threading.Event()
+    first_width, held_s = 700, 0.1
+
+    def hook(pcm: Pcm) -> None:
+        if not (pcm == 1).all():
+            return  # a canary that warms
+        inside.release()
+        go_on.wait(20)
+
+    class Lane(FakeRuntime):
+        def run(self, pcm: Pcm, lengths: Lengths, *, frames: bool = False) -> Result:
+            handed.release()
+            with engine_lock:  # it computes one at a time, whoever asks
+                return super().run(pcm, lengths, frames=frames)
+
+    handed = threading.Semaphore(0)
+    async with running(Lane(hook), Lane(hook), streams=1, clips=1) as engine:
+        while handed.acquire(blocking=False):
+            pass  # what warmed
+        calls = [asyncio.create_task(engine.run(_clip(1.0, first_width), frames=False)) for _ in range(2)]
+        for _ in calls:
+            assert await asyncio.to_thread(handed.acquire, timeout=20)
+        assert await asyncio.to_thread(inside.acquire, timeout=20)
+        await asyncio.sleep(held_s)
+        go_on.set()
+        one, other = sorted(await asyncio.gather(*calls), key=lambda answer: answer.queue_s)
+    assert one.inference_s >= held_s
+    assert other.queue_s >= held_s
+    assert other.queue_s == pytest.approx(one.queue_s + one.inference_s, abs=held_s / 2), "it began when the one ended"
 
 
 async def test_frames_come_only_where_they_were_asked_for() -> None:

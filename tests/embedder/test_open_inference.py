@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from services.embedder.runtimes import Lengths, Pcm, Result, Runtime, choose
+from services.embedder.runtimes import Lengths, Pcm, Result, Runtime, lanes
 from services.embedder.server import EmbedderServer
 from services.embedder.settings import Settings
 from servox import __version__
@@ -56,7 +56,7 @@ class Bench:
         self.server = EmbedderServer(
             Settings.load({**given, **flags}),
             self.metrics,
-            opened=lambda *a, **k: GatedRuntime(choose(*a, **k), self.gate),
+            opened=lambda *a, **k: [GatedRuntime(lane, self.gate) for lane in lanes(*a, **k)],
         )
         self.channel = grpc.aio.insecure_channel(f"unix:{folder / 'e.sock'}", options=[("grpc.enable_retries", 0)])
         self.stub: Any = open_inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnxruntime
 import pytest
 
 from services.embedder.bundle import GRAPH, Bundle, load
-from services.embedder.runtimes import Runtime, check_batch, choose
+from services.embedder.runtimes import LANES, Pcm, Runtime, check_batch, choose, lanes
 from services.embedder.runtimes.onnx import OnnxRuntime
 from services.embedder.runtimes.openvino import OpenVinoRuntime, inference_precision
 from servox.errors import BadSetting, BundleError, Unavailable
@@ -84,6 +85,38 @@ def test_results_outlive_the_next_run(bundle: Bundle, engine: Callable[..., Runt
     runtime.run(rng.normal(size=(2, 8_000)).astype(np.float32), np.array([8_000, 900]), frames=True)
     np.testing.assert_array_equal(first.statistics, kept[0])
     np.testing.assert_array_equal(first.frames, kept[1])
+
+
+def test_lanes_of_one_graph_answer_each_its_own_batch(bundle: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(size=(1, samples)).astype(np.float32) for samples in (8_000, 16_000, 5_000, 12_000)]
+    alone = choose(bundle, threads=1)
+    expected = [alone.run(clip, np.array([clip.shape[1]])).statistics for clip in clips]
+    shared = lanes(bundle, streams=2, threads=1)
+    assert len(shared) == len(clips) == LANES * 2
+
+    def work(lane: Runtime, clip: Pcm) -> list[np.ndarray]:
+        return [lane.run(clip, np.array([clip.shape[1]])).statistics for _ in range(30)]
+
+    with ThreadPoolExecutor(len(shared)) as threads:
+        for found, wanted in zip(threads.map(work, shared, clips), expected, strict=True):
+            for statistics in found:
+                np.testing.assert_allclose(statistics, wanted, atol=1e-5)
+    shared[0].close()
+    shared[1].run(clips[0], np.array([8_000]))
+
+
+def test_an_engine_that_does_not_queue_gets_a_lane_a_stream(bundle: Bundle) -> None:
+    assert [lane.name for lane in lanes(bundle, engine="onnx", streams=2, threads=1)] == ["onnx", "onnx"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_samples_that_may_not_be_written_are_read(bundle: Bundle, engine: Callable[..., Runtime]) -> None:
+    pcm = np.random.default_rng(0).normal(size=(1, 8_000)).astype(np.float32)
+    runtime = engine(bundle, threads=1)
+    expected = runtime.run(pcm, np.array([8_000])).statistics
+    pcm.flags.writeable = False
+    np.testing.assert_array_equal(runtime.run(pcm, np.array([8_000])).statistics, expected)
 
 
 def test_batches_that_do_not_fit_are_faults_of_the_caller() -> None:

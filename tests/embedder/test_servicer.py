@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.embedder.runtimes import Lengths, Pcm, Result, Runtime, choose
+from services.embedder.runtimes import Lengths, Pcm, Result, Runtime, lanes
 from services.embedder.server import EmbedderServer
 from services.embedder.settings import Settings
 from servox.client import pcm
@@ -78,7 +78,9 @@ async def serving(bundle: Path, folder: Path, **flags: object) -> AsyncIterator[
         "decode_workers": 1,
     }
     settings = Settings.load({**given, **flags})
-    server = EmbedderServer(settings, metrics, opened=lambda *a, **k: GatedRuntime(choose(*a, **k), gate))
+    server = EmbedderServer(
+        settings, metrics, opened=lambda *a, **k: [GatedRuntime(lane, gate) for lane in lanes(*a, **k)]
+    )
     bench = Bench(server, metrics, gate, await server.start())
     try:
         yield bench
@@ -366,7 +368,9 @@ async def test_health_follows_the_device(tiny_bundle: Path, tmp_path: Path, spee
 async def test_nothing_is_served_before_every_bucket_is_warm(tiny_bundle: Path, tmp_path: Path) -> None:
     gate, metrics = threading.Event(), Metrics()
     settings = Settings.load({"bundle": tiny_bundle, "grpc_socket": tmp_path / "e.sock", "metrics_port": 0})
-    server = EmbedderServer(settings, metrics, opened=lambda *a, **k: GatedRuntime(choose(*a, **k), gate))
+    server = EmbedderServer(
+        settings, metrics, opened=lambda *a, **k: [GatedRuntime(lane, gate) for lane in lanes(*a, **k)]
+    )
     starting = asyncio.create_task(server.start())
     bench = Bench(server, metrics, gate, f"unix:{tmp_path / 'e.sock'}")
     try:

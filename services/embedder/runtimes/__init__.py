@@ -6,7 +6,7 @@ engines prepare themselves anew for each shape.
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ Lengths = NDArray[np.int64]
 
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("auto", "openvino", "onnx", "tensorrt")
+LANES = 2  # threads for each stream of an engine that queues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,32 @@ class Runtime(Protocol):
         """Free the graph."""
 
 
-def choose(bundle: Bundle, device: str = "auto", *, engine: str = "auto", threads: int | None = None) -> Runtime:
+@runtime_checkable
+class QueueingRuntime(Runtime, Protocol):
+    """An engine that computes so many batches at a time, and keeps what else it is given until it can."""
+
+    def twin(self) -> Runtime:
+        """Another one, for another thread, with the same graph."""
+
+
+def lanes(
+    bundle: Bundle, device: str = "auto", *, engine: str = "auto", streams: int = 1, threads: int | None = None
+) -> list[Runtime]:
+    """Runtimes for the threads of a device that computes `streams` batches at a time; otherwise as `choose`.
+
+    An engine that queues gets two for each stream, all with one graph: a batch waits inside the engine while another is
+    computed, so that no processor waits for Python between the two. Elsewhere each stream has one, with its own graph.
+    """
+    first = choose(bundle, device, engine=engine, streams=streams, threads=threads)
+    if isinstance(first, QueueingRuntime):
+        return [first, *(first.twin() for _ in range(LANES * streams - 1))]
+    others = (choose(bundle, device, engine=engine, threads=threads) for _ in range(streams - 1))
+    return [first, *others]
+
+
+def choose(
+    bundle: Bundle, device: str = "auto", *, engine: str = "auto", streams: int = 1, threads: int | None = None
+) -> Runtime:
     """The runtime for `bundle` on `device`: OpenVINO on a CPU where it is installed, else ONNX Runtime.
 
     An fp16 bundle is made for GPUs; on a CPU ONNX Runtime executes it by casts, no faster than fp32.
@@ -59,7 +85,8 @@ def choose(bundle: Bundle, device: str = "auto", *, engine: str = "auto", thread
         bundle: what to run.
         device: `cpu`, `cuda`, or `auto` (CPU).
         engine: `openvino`, `onnx`, `tensorrt`, or `auto`.
-        threads: of inference; None takes what the container's CPU limit allows.
+        streams: batches that it computes at a time, where the engine queues.
+        threads: of one batch; None takes what the container's CPU limit allows.
 
     Raises:
         BadSetting: when `device`, `engine` or their combination is unknown.
@@ -76,7 +103,7 @@ def choose(bundle: Bundle, device: str = "auto", *, engine: str = "auto", thread
     if engine == "openvino" or (engine == "auto" and fits and _installed("openvino")):
         from services.embedder.runtimes.openvino import OpenVinoRuntime
 
-        return OpenVinoRuntime(bundle, threads=threads)
+        return OpenVinoRuntime(bundle, threads=threads, streams=streams)
     _need("onnxruntime")
     from services.embedder.runtimes.onnx import OnnxRuntime
 

@@ -2,11 +2,14 @@
 
 - bf16 needs a CPU that has it (AVX-512 BF16 or AMX); elsewhere OpenVINO would compute in float32 without a word, twice
   as slow as sized for, so a bf16 bundle is refused there instead.
+- Batches run asynchronously: an engine's own threads take up what waits inside it, whatever Python does meanwhile.
 - Told to compute in bf16, OpenVINO lowers every matrix product, the spectrum's too, whose 80 dB of range do not fit 8
   bits. So the graph is cut where its front end ends, and the front end is compiled for float32.
 """
 
 import sys
+from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 # OpenVINO's telemetry reports to a third party, from a process that it forks while gRPC's threads run: a fork that can
@@ -14,6 +17,7 @@ from typing import Any
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how an import is barred
 
 import numpy as np
+import numpy.typing as npt
 import openvino
 from openvino import opset15 as opset
 
@@ -33,6 +37,11 @@ GROUP = 128  # activations that share an int8 scale: 64 costs 4 % and gains noth
 class OpenVinoRuntime:
     """A bundle's graph compiled for this CPU.
 
+    Args:
+        bundle: what to run.
+        threads: of one batch; None takes what the container's limit allows.
+        streams: batches that its twins and it compute at a time; what they are given meanwhile waits in the engine.
+
     Raises:
         Unavailable: when the CPU lacks the bundle's precision.
         BundleError: when the graph cannot be read.
@@ -41,12 +50,12 @@ class OpenVinoRuntime:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, streams: int = 1) -> None:
         core = openvino.Core()
         hint = inference_precision(bundle.precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         settings = {
-            "INFERENCE_NUM_THREADS": threads or cpus.here(),
-            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": streams * (threads or cpus.here()),
+            "NUM_STREAMS": streams,
             "ENABLE_CPU_PINNING": False,
             **({"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP} if bundle.precision == "int8" else {}),
         }
@@ -54,29 +63,56 @@ class OpenVinoRuntime:
             encoder = core.read_model(bundle.graph)
             front = None if hint == "f32" else split_front_end(encoder)
             models = {"f32": front, hint: encoder} if front else {hint: encoder}
-            self._stages: list[openvino.InferRequest] = [
-                core.compile_model(
-                    model, "CPU", {**settings, "INFERENCE_PRECISION_HINT": precision}
-                ).create_infer_request()
+            self._models = [
+                core.compile_model(model, "CPU", {**settings, "INFERENCE_PRECISION_HINT": precision})
                 for precision, model in models.items()
             ]
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot read {bundle.graph}: export the bundle again") from error
+        self._stages = [_Stage(model) for model in self._models]
         self._max_samples = bundle.max_samples
+
+    def twin(self) -> "OpenVinoRuntime":
+        """Another one, for another thread, with the same compiled graph: the weights are there once."""
+        made = copy(self)
+        made._stages = [_Stage(model) for model in self._models]  # noqa: SLF001 -- its own class
+        return made
 
     def run(self, pcm: Pcm, lengths: Lengths, *, frames: bool = False) -> Result:
         """Embed a batch; only what is asked for is copied out of the engine."""
         if not self._stages:
             raise Unavailable("this runtime is closed: choose a new one")
-        tensors: dict[str, Any] = {"pcm": check_batch(pcm, lengths, self._max_samples), "lengths": lengths}
+        tensors = {"pcm": _shared(check_batch(pcm, lengths, self._max_samples)), "lengths": _shared(lengths)}
         for stage in self._stages:
-            outputs = stage.infer(tensors, share_inputs=True, share_outputs=True)
-            tensors = {**tensors, **{port.get_any_name(): value for port, value in outputs.items()}}
-        return Result(statistics=tensors["statistics"].copy(), frames=tensors["frames"].copy() if frames else None)
+            tensors |= stage.run(tensors)
+        kept = tensors["frames"].data.copy() if frames else None
+        return Result(statistics=tensors["statistics"].data.copy(), frames=kept)
 
     def close(self) -> None:
-        """Free the compiled graphs."""
-        self._stages = []
+        """Free the compiled graphs, once all twins are closed."""
+        self._stages, self._models = [], []
+
+
+class _Stage:
+    """A request of one compiled graph; tensors go by name, for OpenVINO's own dispatch of arrays takes far longer."""
+
+    def __init__(self, model: openvino.CompiledModel) -> None:
+        self._request = model.create_infer_request()
+        self._inputs = [port.get_any_name() for port in model.inputs]
+        self._outputs = [port.get_any_name() for port in model.outputs]
+
+    def run(self, tensors: Mapping[str, openvino.Tensor]) -> dict[str, openvino.Tensor]:
+        """Its outputs, which its next run overwrites."""
+        for name in self._inputs:
+            self._request.set_tensor(name, tensors[name])
+        self._request.start_async()
+        self._request.wait()
+        return {name: self._request.get_tensor(name) for name in self._outputs}
+
+
+def _shared(array: npt.NDArray[Any]) -> openvino.Tensor:
+    """A tensor in the array's own memory."""
+    return openvino.Tensor(np.require(array, requirements=["C", "W"]), shared_memory=True)
 
 
 def split_front_end(model: openvino.Model) -> openvino.Model | None:
