@@ -15,7 +15,7 @@ from servox.v1 import common_pb2
 
 Floats = npt.NDArray[np.floating[Any]]
 
-_TO_WIRE = {"float32": common_pb2.DTYPE_FLOAT32, "float16": common_pb2.DTYPE_FLOAT16}
+_TO_WIRE = {("f", 4): common_pb2.DTYPE_FLOAT32, ("f", 2): common_pb2.DTYPE_FLOAT16}
 _FROM_WIRE: dict[int, np.dtype[Any]] = {
     common_pb2.DTYPE_FLOAT32: np.dtype("<f4"),
     common_pb2.DTYPE_FLOAT16: np.dtype("<f2"),
@@ -28,10 +28,11 @@ def array_to_proto(array: Floats) -> common_pb2.Array:
     Raises:
         BadInput: another dtype.
     """
-    if array.dtype.name not in _TO_WIRE:
+    dtype = _TO_WIRE.get((array.dtype.kind, array.dtype.itemsize))
+    if dtype is None:
         raise BadInput(f"array of {array.dtype.name}: only float32 and float16 travel; convert it first")
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return common_pb2.Array(dtype=_TO_WIRE[array.dtype.name], shape=array.shape, data=little.tobytes())
+    little = array.astype(_FROM_WIRE[dtype], copy=False)
+    return common_pb2.Array(dtype=dtype, shape=array.shape, data=little.tobytes())
 
 
 def array_from_proto(message: common_pb2.Array, *, name: str = "array") -> Floats:

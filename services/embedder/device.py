@@ -82,6 +82,11 @@ class Device:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def queues(self) -> bool:
+        """Whether batches wait inside the engine, which computes in threads of its own."""
+        return len(self._runtimes) > self.streams
+
     async def run(
         self, clips: Sequence[Samples], *, samples: int, frames: bool, wanted: Callable[[], bool] = lambda: True
     ) -> Run | None:
@@ -160,7 +165,7 @@ class Device:
         return answer
 
     def _work(self, runtime: Runtime) -> None:
-        if len(self._runtimes) == self.streams:  # it computes; what it has from the event loop is to go first
+        if not self.queues:  # it computes; what it has from the event loop is to go first
             set_slice(DEFAULT_NS)
         while order := self._orders.get():
             if order.answer.cancelled():

@@ -25,6 +25,7 @@ from .metrics import EmbedderMetrics
 log = logging.getLogger(__name__)
 
 COST_MEMORY = 0.9  # how much of the estimated cost of a sample survives a batch
+COST_STEP = 0.02  # a change that the order of clips is to know of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,7 @@ class Engine:
     ) -> None:
         self._device = device
         self._budget = budget
+        self._cost_s = budget.cost_s
         self._rate_hz = rate_hz
         self._metrics = metrics
         self._canary_every_s = canary_every_s
@@ -246,8 +248,9 @@ class Engine:
         self._metrics.batch_clips.observe(len(batch.clips))
         self._metrics.batch_padding.observe(batch.padding)
         self._metrics.batch_fill.observe(computed / self._budget.samples)
-        cost_s = COST_MEMORY * self._budget.cost_s + (1 - COST_MEMORY) * max(inference_s, 1e-6) / computed
-        self._budget = replace(self._budget, cost_s=cost_s)
+        self._cost_s = COST_MEMORY * self._cost_s + (1 - COST_MEMORY) * max(inference_s, 1e-6) / computed
+        if not math.isclose(self._cost_s, self._budget.cost_s, rel_tol=COST_STEP):
+            self._budget = replace(self._budget, cost_s=self._cost_s)
 
     def fail(self, why: str, jobs: Iterable[Job] = ()) -> None:
         """Refuses `jobs` and all that waits and is to come: the process has to end."""

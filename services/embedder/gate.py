@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Self
 
-from .admission import Admission, Load
+from .admission import Admission
 
 
 class Seat:
@@ -38,13 +38,11 @@ class Gate:
     Args:
         admission: the count, owned by this gate from here on.
         clock: monotonic seconds.
-        changed: told of every new load, for the gauges.
     """
 
-    def __init__(self, admission: Admission, *, clock: Callable[[], float], changed: Callable[[Load], None]) -> None:
+    def __init__(self, admission: Admission, *, clock: Callable[[], float]) -> None:
         self._admission = admission
         self._clock = clock
-        self._changed = changed
         self._queue: deque[tuple[float, asyncio.Future[Seat]]] = deque()
 
     def take(self, seconds: float, *, deadline_s: float = math.inf) -> Seat:
@@ -55,13 +53,11 @@ class Gate:
         """
         now = self._clock()
         self._admission.admit(seconds, now=now, remaining_s=deadline_s - now)
-        self._changed(self._admission.load)
         return Seat(self, seconds)
 
     async def wait(self, seconds: float) -> Seat:
         """A seat for an item of a stream, as soon as there is one."""
         if not self._queue and self._admission.admit_stream(seconds, now=self._clock()):
-            self._changed(self._admission.load)
             return Seat(self, seconds)
         promise: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
         self._queue.append((seconds, promise))
@@ -93,4 +89,3 @@ class Gate:
                     break
                 promise.set_result(Seat(self, seconds))
             self._queue.popleft()
-        self._changed(self._admission.load)

@@ -17,7 +17,7 @@ from servox.telemetry import Metrics
 from servox.v1 import embedder_pb2_grpc
 
 from . import bundle as bundles
-from .admission import Admission, Load
+from .admission import Admission
 from .batching import Budget
 from .bundle import Bundle
 from .dataplane import Dataplane
@@ -76,7 +76,6 @@ class EmbedderServer:
         """
         began_s = time.monotonic()
         set_slice(SHORT_NS)  # the event loop's thread, and what it starts
-        sys.setswitchinterval(HANDOVER_S)
         bundle = await asyncio.to_thread(bundles.load, self._settings.bundle)
         self._check_length(bundle)
         self._metrics.start(self._settings.metrics_host, self._settings.metrics_port)
@@ -126,6 +125,8 @@ class EmbedderServer:
         settings = self._settings
         runtimes = await asyncio.to_thread(self._runtimes, bundle)
         device = Device(runtimes, streams=settings.stream_count, stuck_after_s=settings.stuck_after_s)
+        if not device.queues:
+            sys.setswitchinterval(HANDOVER_S)
         longest_s = self._longest_ms(bundle) / 1000
         self._engine = Engine(
             device,
@@ -144,12 +145,13 @@ class EmbedderServer:
             lost=self._engine.fail,
         )
         admission = Admission(budget_s=settings.max_inflight_audio_s, longest_s=longest_s)
+        self._counters.inflight.set_function(lambda: admission.load.audio_s)
         self._counters.inflight_limit.set(settings.max_inflight_audio_s)
         self._counters.serves(bundle, runtime=runtimes[0].name, device=runtimes[0].device)
         dataplane = Dataplane(
             bundle,
             engine=self._engine,
-            gate=Gate(admission, clock=time.monotonic, changed=self._show_load),
+            gate=Gate(admission, clock=time.monotonic),
             decoder=self._decoder,
             longest_s=longest_s,
             metrics=self._counters,
@@ -229,6 +231,3 @@ class EmbedderServer:
                 f"bundle {self._settings.bundle} takes at most {bundle.max_duration_ms} ms at {bundle.rate_hz} Hz, "
                 f"under min_duration_ms = {self._shortest_ms(bundle)}; export it again"
             )
-
-    def _show_load(self, load: Load) -> None:
-        self._counters.inflight.set(load.audio_s)

@@ -5,8 +5,9 @@ hop between socket, event loop and decoder. A thread with a shorter slice goes f
 in all (EEVDF; `sched_setattr` takes a slice from Linux 6.12 on). It needs no privilege. Where the kernel cannot,
 nothing changes: answers and refusals come a few milliseconds later.
 
-Python has one lock for all threads (the GIL), and lets its holder keep it for 5 ms while another waits. An encoder's
-thread needs it for moments between two batches; waiting for the event loop there leaves a processor idle.
+Python has one lock for all threads (the GIL), and lets its holder keep it for 5 ms while another waits. A thread that
+computes in an engine without a queue of its own needs it for moments between two batches; waiting for the event loop
+there leaves a processor idle.
 """
 
 import ctypes

@@ -12,8 +12,8 @@ class Harness:
     """A gate of 40 s (30 s for streams) whose loads are recorded."""
 
     def __init__(self) -> None:
-        self.loads: list[Load] = []
-        self.gate = Gate(Admission(budget_s=40, longest_s=30), clock=lambda: 0.0, changed=self.loads.append)
+        self.admission = Admission(budget_s=40, longest_s=30)
+        self.gate = Gate(self.admission, clock=lambda: 0.0)
 
     async def waiting(self, seconds: float) -> asyncio.Task[Seat]:
         task = asyncio.create_task(self.gate.wait(seconds))
@@ -26,7 +26,7 @@ async def test_single_calls_are_refused_at_once_and_seats_come_back() -> None:
     with harness.gate.take(30), pytest.raises(Overloaded):
         harness.gate.take(20)
     harness.gate.take(20)
-    assert harness.loads[-1] == Load(clips=1, audio_s=20)
+    assert harness.admission.load == Load(clips=1, audio_s=20)
 
 
 async def test_streams_wait_in_their_order() -> None:
@@ -39,7 +39,7 @@ async def test_streams_wait_in_their_order() -> None:
     await asyncio.sleep(0)
     assert big.done()
     assert small.done()
-    assert harness.loads[-1] == Load(clips=2, audio_s=21)
+    assert harness.admission.load == Load(clips=2, audio_s=21)
 
 
 async def test_a_caller_that_leaves_the_queue_lets_the_next_one_in() -> None:
@@ -49,7 +49,7 @@ async def test_a_caller_that_leaves_the_queue_lets_the_next_one_in() -> None:
     big.cancel()
     await asyncio.sleep(0)
     assert (await small) is not None
-    assert harness.loads[-1] == Load(clips=2, audio_s=26)
+    assert harness.admission.load == Load(clips=2, audio_s=26)
 
 
 async def test_a_seat_handed_to_a_caller_that_leaves_in_that_moment_is_not_lost() -> None:
@@ -60,7 +60,7 @@ async def test_a_seat_handed_to_a_caller_that_leaves_in_that_moment_is_not_lost(
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert harness.loads[-1] == Load(clips=0, audio_s=0)
+    assert harness.admission.load == Load(clips=0, audio_s=0)
 
 
 async def test_a_shorter_clip_than_guessed_makes_room() -> None:
@@ -71,12 +71,12 @@ async def test_a_shorter_clip_than_guessed_makes_room() -> None:
     await asyncio.sleep(0)
     assert waiting.done()
     seat.__exit__()
-    assert harness.loads[-1] == Load(clips=1, audio_s=20)
+    assert harness.admission.load == Load(clips=1, audio_s=20)
 
 
 async def test_a_seat_knows_whether_its_clip_was_answered() -> None:
     now = 0.0
-    gate = Gate(Admission(budget_s=100, longest_s=30), clock=lambda: now, changed=lambda _: None)
+    gate = Gate(Admission(budget_s=100, longest_s=30), clock=lambda: now)
     for _ in range(5):
         with gate.take(10), suppress(BadAudio), gate.take(10):
             now += 1.0

@@ -25,6 +25,8 @@ from servox.telemetry import Metrics
 
 MAIN = "from services.cli import main; main()"
 
+PYTHONS_OWN_S = 0.005
+
 
 @asynccontextmanager
 async def process(*flags: object) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -168,15 +170,17 @@ async def test_three_servers_in_one_process_keep_apart(tiny_bundle: Path, tmp_pa
         await server.stop()
 
 
-async def test_a_server_lets_no_thread_keep_the_interpreter_from_another(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "handover_s"), [("openvino", PYTHONS_OWN_S), ("onnx", HANDOVER_S)])
+async def test_threads_that_compute_are_not_kept_from_the_interpreter(
+    tiny_bundle: Path, tmp_path: Path, engine: str, handover_s: float
+) -> None:
     before_s = sys.getswitchinterval()
-    sys.setswitchinterval(0.005)  # Python's own
-    server = EmbedderServer(
-        Settings.load({"bundle": tiny_bundle, "grpc_socket": tmp_path / "e.sock", "metrics_port": 0}), Metrics()
-    )
+    sys.setswitchinterval(PYTHONS_OWN_S)
+    flags = {"bundle": tiny_bundle, "grpc_socket": tmp_path / "e.sock", "metrics_port": 0, "engine": engine}
+    server = EmbedderServer(Settings.load(flags), Metrics())
     try:
         await server.start()
-        assert sys.getswitchinterval() == pytest.approx(HANDOVER_S)
+        assert sys.getswitchinterval() == pytest.approx(handover_s)
     finally:
         await server.stop()
         sys.setswitchinterval(before_s)
