@@ -18,6 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,23 +57,22 @@ class Idle:
 
 
 def _cpu_ms(task: Path) -> float:
-    """Processor time of one thread."""
-    return int((task / "schedstat").read_text(encoding="ascii").split()[0]) / 1e6
+    """Processor time of one thread; 0 when it is gone."""
+    with suppress(OSError):
+        return int((task / "schedstat").read_text(encoding="ascii").split()[0]) / 1e6
+    return 0.0
 
 
 def spent_ms() -> dict[str, float]:
     """Processor time of this process's threads, and of the processes that it started, by what they do."""
     names = {thread.native_id: thread.name for thread in threading.enumerate()}
     found: dict[str, float] = defaultdict(float)
-    me = PROC / "self"
-    for task in (me / "task").iterdir():
-        try:
-            name = names.get(int(task.name)) or "gRPC's threads"
-            found[name.split("-")[0].replace("MainThread", "event loop")] += _cpu_ms(task)
-        except FileNotFoundError:  # it ended while it was read
-            continue
-    for child in (me / "task" / str(threading.main_thread().native_id) / "children").read_text().split():
-        found["decoders"] += sum(_cpu_ms(task) for task in (PROC / child / "task").iterdir())
+    for task in (PROC / "self").glob("task/*"):
+        name = names.get(int(task.name)) or "gRPC's threads"
+        found[name.split("-")[0].replace("MainThread", "event loop")] += _cpu_ms(task)
+    children = PROC / "self" / "task" / str(threading.main_thread().native_id) / "children"
+    for child in children.read_text(encoding="ascii").split():
+        found["decoders"] += sum(_cpu_ms(task) for task in (PROC / child).glob("task/*"))
     return dict(found)
 
 
@@ -129,7 +129,8 @@ async def measure(given: argparse.Namespace, server: "subprocess.Popen[str]") ->
     return rounds[1:]  # the first one warms
 
 
-def _report(rounds: list[dict[str, float]]) -> Mapping[str, float]:
+def report(rounds: list[dict[str, float]]) -> Mapping[str, float]:
+    """Prints and gives the least of each thread, and of all of them together, over the rounds."""
     parts = sorted({name for each in rounds for name in each} - {"answers a second", "generator"})
     least = {name: min(each.get(name, 0.0) for each in rounds) for name in parts}
     for name, value in sorted(least.items(), key=lambda item: -item[1]):
@@ -165,7 +166,7 @@ def main() -> None:
             if server.stdout is None or server.stdout.readline() != "ready\n":
                 raise RuntimeError("the server does not start; what it wrote is above")
             try:
-                figures = _report(asyncio.run(measure(given, server)))
+                figures = report(asyncio.run(measure(given, server)))
             finally:
                 if server.stdin:
                     server.stdin.close()

@@ -1,7 +1,7 @@
 """The queue before the device, and the truth about whether the device still works.
 
-- The queue belongs to the event loop. Each thread has a second batch at hand while it works on one, so that it never
-  waits for the event loop between two.
+- The queue belongs to the event loop. Each stream of the device has a second batch at hand while it works on one, so
+  that it never waits for the event loop between two.
 - When a batch fails, its clips are run again alone. One that fails alone while a canary passes is itself at fault and
   fails by itself; if the canary fails too, or a batch does not come back, the device is gone: `failed` says why.
 - An idle device is tried by a canary now and then, so that its death is known before a caller comes.

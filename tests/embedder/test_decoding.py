@@ -334,11 +334,41 @@ async def test_closing_leaves_no_process_and_tells_who_waits(
         assert reasons == []
 
 
+# It says that it is ready, and then that it has an answer.
+ROGUE = """
+import json, socket, sys, time
+peer = socket.socket(fileno=json.loads(sys.argv[1])["socket"])
+peer.send(b"{}")
+peer.send(b'{"samples": 5, "duration_ms": 1, "truncated": false, "worn": false}')
+time.sleep(600)
+"""
+
+
 async def test_workers_that_do_not_start_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_process, "MODULE", "services.embedder.missing")
     decoder = Decoder(workers=1, rate_hz=RATE, limits=Limits())
     with pytest.raises(Unavailable, match="do not start"):
         await decoder.start()
+    await decoder.close()
+
+
+async def test_a_worker_that_speaks_unasked_is_ended_before_it_gets_a_clip(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
+) -> None:
+    (tmp_path / "rogue.py").write_text(ROGUE)
+    with monkeypatch.context() as patched:
+        patched.setattr(decode_process, "MODULE", "rogue")
+        patched.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+        reasons: list[str] = []
+        decoder = Decoder(workers=1, rate_hz=RATE, limits=Limits(), replaced=reasons.append)
+        await decoder.start()
+    (rogue,) = decoder._alive
+    async with asyncio.timeout(30):
+        while not rogue._packets:  # noqa: ASYNC110 -- a packet has no event
+            await asyncio.sleep(0.01)
+    assert len((await decoder.decode(encoded(speech(1.0)), truncate_ms=0)).samples) == RATE
+    assert reasons == ["killed"]
+    assert _state(rogue.pid) == ""
     await decoder.close()
 
 
