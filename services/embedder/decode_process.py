@@ -129,13 +129,12 @@ class Process:
             Lost: it died, or makes no sense, in which case it is made to die.
         """
         found = await self._receive()
-        self.asked = False
         try:
             self.worn = bool(found["worn"])
             answer = Refusal(found["error"], str(found.get("message"))) if "error" in found else self._decoded(found)
         except (KeyError, TypeError, ValueError) as error:
-            self._process.send_signal(SIGABRT)
-            raise Lost("its answer makes no sense") from error
+            raise self._senseless() from error
+        self.asked = False
         if self._used_bytes > KEPT_BYTES:
             self._shared.madvise(mmap.MADV_REMOVE, KEPT_BYTES, self._order.shared_bytes - KEPT_BYTES)
         return answer
@@ -169,8 +168,15 @@ class Process:
             await self._coming
         if not self._packets[0]:
             raise Lost("it ended")
-        found: dict[str, Any] = json.loads(self._packets.popleft())
+        try:
+            found: dict[str, Any] = json.loads(self._packets.popleft())
+        except ValueError as error:
+            raise self._senseless() from error
         return found
+
+    def _senseless(self) -> Lost:
+        self._process.send_signal(SIGABRT)
+        return Lost("its answer makes no sense")
 
     def _read(self) -> None:
         """A packet came, or the end."""

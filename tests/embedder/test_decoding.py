@@ -334,14 +334,15 @@ async def test_closing_leaves_no_process_and_tells_who_waits(
         assert reasons == []
 
 
-# It says that it is ready, and then that it has an answer.
+# A worker gone bad: it says that it is ready, and then something else.
 ROGUE = """
 import json, socket, sys, time
 peer = socket.socket(fileno=json.loads(sys.argv[1])["socket"])
 peer.send(b"{}")
-peer.send(b'{"samples": 5, "duration_ms": 1, "truncated": false, "worn": false}')
+{then}
 time.sleep(600)
 """
+UNASKED = """peer.send(b'{"samples": 5, "duration_ms": 1, "truncated": false, "worn": false}')"""
 
 
 async def test_workers_that_do_not_start_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,24 +353,52 @@ async def test_workers_that_do_not_start_are_reported(monkeypatch: pytest.Monkey
     await decoder.close()
 
 
+@asynccontextmanager
+async def rogue(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, then: str
+) -> AsyncIterator[tuple[Decoder, decode_process.Process, list[str]]]:
+    """A pool whose first worker is a rogue, and those after it are not."""
+    (folder / "rogue.py").write_text(ROGUE.replace("{then}", then))
+    reasons: list[str] = []
+    decoder = Decoder(workers=1, rate_hz=RATE, limits=Limits(), replaced=reasons.append)
+    with monkeypatch.context() as patched:
+        patched.setattr(decode_process, "MODULE", "rogue")
+        patched.setenv("PYTHONPATH", f"{folder}:{os.environ.get('PYTHONPATH', '')}")
+        await decoder.start()
+    (first,) = decoder._alive
+    try:
+        yield decoder, first, reasons
+    finally:
+        await decoder.close()
+
+
 async def test_a_worker_that_speaks_unasked_is_ended_before_it_gets_a_clip(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, speech: Callable[..., np.ndarray], encoded: Callable[..., bytes]
 ) -> None:
-    (tmp_path / "rogue.py").write_text(ROGUE)
-    with monkeypatch.context() as patched:
-        patched.setattr(decode_process, "MODULE", "rogue")
-        patched.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
-        reasons: list[str] = []
-        decoder = Decoder(workers=1, rate_hz=RATE, limits=Limits(), replaced=reasons.append)
-        await decoder.start()
-    (rogue,) = decoder._alive
-    async with asyncio.timeout(30):
-        while not rogue._packets:  # noqa: ASYNC110 -- a packet has no event
-            await asyncio.sleep(0.01)
-    assert len((await decoder.decode(encoded(speech(1.0)), truncate_ms=0)).samples) == RATE
-    assert reasons == ["killed"]
-    assert _state(rogue.pid) == ""
-    await decoder.close()
+    async with rogue(monkeypatch, tmp_path, UNASKED) as (decoder, first, reasons):
+        async with asyncio.timeout(30):
+            while not first._packets:  # noqa: ASYNC110 -- a packet has no event
+                await asyncio.sleep(0.01)
+        assert len((await decoder.decode(encoded(speech(1.0)), truncate_ms=0)).samples) == RATE
+        assert reasons == ["killed"]
+        assert _state(first.pid) == ""
+
+
+@pytest.mark.parametrize("answer", [b"{", b"[]", b'{"worn": false, "samples": 1e30, "duration_ms": 1, "truncated": 0}'])
+async def test_an_answer_that_makes_no_sense_ends_its_worker(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    speech: Callable[..., np.ndarray],
+    encoded: Callable[..., bytes],
+    answer: bytes,
+) -> None:
+    async with rogue(monkeypatch, tmp_path, f"peer.recv(1 << 15); peer.send({answer!r})") as (decoder, first, reasons):
+        clip = encoded(speech(1.0))
+        with pytest.raises(BadAudio, match="SIGABRT"):
+            await decoder.decode(clip, truncate_ms=0)
+        assert len((await decoder.decode(clip, truncate_ms=0)).samples) == RATE
+        assert reasons == ["crashed"]
+        assert _state(first.pid) == ""
 
 
 async def test_a_pool_whose_workers_come_back_no_more_says_so(
