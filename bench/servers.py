@@ -47,7 +47,7 @@ from servox.settings import home
 
 CLIENTS = (1, 4, 16, 64)
 SHARES = (0.5, 0.8, 1.2, 3.0)
-PATIENCE_S = 30.0  # of a closed loop's clients
+PATIENCE_S = 30.0  # of requests that are not measured
 STARTS = 3
 SETTLE_S = 20.0
 T = TypeVar("T")
@@ -246,7 +246,7 @@ async def _measure(subject: Subject, key: tuple[str, float], plan: Plan, seed: i
                 clips=clips,
                 ramp_s=plan.ramp_s,
                 window_s=plan.window_s,
-                patience_s=PATIENCE_S,
+                patience_s=plan.deadline_s,
                 seed=seed,
             )
         else:

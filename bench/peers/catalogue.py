@@ -41,6 +41,7 @@ TRIED: Mapping[str, Sequence[Setting]] = {
         {**EACH, "batch": 1, "queue": 64},
         {**EACH, "batch": 1, "queue": 32},
         {**EACH, "batch": 1, "queue": 1024},
+        {**EACH, "batch": 2, "wait_ms": 1},
         {**EACH, "batch": 4, "wait_ms": 1},
         {**EACH, "batch": 4, "wait_ms": 5},
         {**EACH, "batch": 1, "decoders": 1},
@@ -49,6 +50,7 @@ TRIED: Mapping[str, Sequence[Setting]] = {
     ),
     "litserve": (
         {**EACH, "batch": 1},
+        {**EACH, "batch": 2, "wait_ms": 0},
         {**EACH, "batch": 4, "wait_ms": 0},
         {**EACH, "batch": 4, "wait_ms": 5},
         {**ALL, "batch": 1},
@@ -63,6 +65,7 @@ TRIED: Mapping[str, Sequence[Setting]] = {
     "triton": (
         {**EACH, "batch": 1, "wait_ms": 0, "queue": 64},
         {**EACH, "batch": 1, "wait_ms": 0, "queue": 32},
+        {**EACH, "batch": 2, "wait_ms": 0},
         {**EACH, "batch": 4, "wait_ms": 0},
         {**EACH, "batch": 4, "wait_ms": 2},
         {**ALL, "batch": 4, "wait_ms": 0},

@@ -130,7 +130,7 @@ class EmbedderServer:
         longest_s = self._longest_ms(bundle) / 1000
         self._engine = Engine(
             device,
-            budget=self._budget(bundle),
+            budget=self._budget(bundle, engine=runtimes[0].name),
             rate_hz=bundle.rate_hz,
             metrics=self._counters,
             canary_every_s=settings.canary_every_s,
@@ -200,16 +200,17 @@ class EmbedderServer:
             threads=settings.threads_per_stream,
         )
 
-    def _budget(self, bundle: Bundle) -> Budget:
+    def _budget(self, bundle: Bundle, *, engine: str) -> Budget:
         settings, rate_hz = self._settings, bundle.rate_hz
         longest = self._longest_ms(bundle) * rate_hz // 1000
         below = [int(seconds * rate_hz) for seconds in BUCKETS_S if seconds * rate_hz < longest]
         return Budget(
             samples=int(settings.batch_budget_s * rate_hz),
-            clips=settings.clips_per_batch,
+            clips=settings.clips_per_batch(engine),
             buckets=(*below, longest),
             step=max(1, settings.pad_step_ms * rate_hz // 1000),
             cost_s=FIRST_COST_S / rate_hz,
+            alike=settings.device != "cuda",
         )
 
     def _limits(self, bundle: Bundle) -> Limits:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from services.embedder.bundle import GRAPH, Bundle
 from services.embedder.contexts import Context
+from services.embedder.runtimes.openvino import OpenVinoRuntime
 from services.embedder.speechlike import speechlike
 
 RATE, FRAME, DIMS = 16_000, 160, 4
@@ -183,3 +184,25 @@ def mixed() -> Callable[..., Mixed]:
         return Mixed(made, pcm, np.array(samples, np.int64))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def same_in_company(mixed: Callable[..., Mixed]) -> Callable[[Bundle], None]:
+    """Fails unless OpenVINO gives a clip the same numbers, to the bit, alone and beside one of the same width."""
+
+    def check(bundle: Bundle) -> None:
+        second = bundle.rate_hz
+        for threads in (1, 2):
+            runtime = OpenVinoRuntime(bundle, threads=threads)
+            for samples in (second // 2, 3 * second, 4 * second + 1):
+                batch = mixed(samples, samples - 37, rate_hz=bundle.rate_hz)
+                together = runtime.run(batch.pcm, batch.lengths, frames=True)
+                for row in range(2):
+                    alone = runtime.run(batch.pcm[row : row + 1], batch.lengths[row : row + 1], frames=True)
+                    np.testing.assert_array_equal(alone.statistics[0], together.statistics[row])
+                    assert alone.frames is not None
+                    assert together.frames is not None
+                    np.testing.assert_array_equal(alone.frames[0], together.frames[row])
+            runtime.close()
+
+    return check

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.embedder.batching import PATIENCE_S, STRETCH, URGENT_SHARE, Budget, form
+from services.embedder.batching import PATIENCE_S, PORTION, STRETCH, URGENT_SHARE, Budget, form
 from servox.errors import BadSetting
 
 RATE = 16_000
@@ -23,8 +23,8 @@ class Waiter:
     cancelled: bool = False
 
 
-def _budget(*, seconds: float = 30, clips: int = 8, cost_s: float = 0.01 / RATE) -> Budget:
-    return Budget(samples=int(seconds * RATE), clips=clips, buckets=BUCKETS, step=1600, cost_s=cost_s)
+def _budget(*, seconds: float = 30, clips: int = 8, cost_s: float = 0.01 / RATE, alike: bool = False) -> Budget:
+    return Budget(samples=int(seconds * RATE), clips=clips, buckets=BUCKETS, step=1600, cost_s=cost_s, alike=alike)
 
 
 def _waiters(now: float) -> st.SearchStrategy[list[Waiter]]:
@@ -41,7 +41,7 @@ def _waiters(now: float) -> st.SearchStrategy[list[Waiter]]:
     return st.lists(one, max_size=40).map(lambda found: [replace(w, name=i) for i, w in enumerate(found)])
 
 
-BUDGETS = st.builds(_budget, seconds=st.floats(30, 300), clips=st.integers(1, 64))
+BUDGETS = st.builds(_budget, seconds=st.floats(30, 300), clips=st.integers(1, 64), alike=st.booleans())
 
 
 @given(pending=_waiters(10.0), budget=BUDGETS)
@@ -130,6 +130,32 @@ def test_a_long_clip_is_run_however_many_short_ones_keep_coming(
         pending = [w for w in pending if w.name not in ran]
         now += max(batch.samples * len(batch.clips) * budget.cost_s, service_s / 4)
     pytest.fail(f"the long clip still waits after {now:.1f} s")
+
+
+@given(pending=_waiters(10.0), clips=st.integers(1, 64))
+def test_where_company_costs_time_it_is_of_one_length_a_portion_and_never_with_the_urgent(
+    pending: list[Waiter], clips: int
+) -> None:
+    budget = _budget(clips=clips, alike=True)
+    batch = form(pending, budget, now=10.0)
+    living = len(pending) - len(batch.dropped)
+    assert {budget.padded(clip.samples) for clip in batch.clips} <= {batch.samples}
+    assert len(batch.clips) <= max(1, PORTION * living)
+    if len(batch.clips) > 1:
+        assert not any(_urgent(clip, budget, 10.0) for clip in batch.clips[:1])
+
+
+@pytest.mark.parametrize(("waiting", "together"), [(1, 1), (3, 1), (4, 2), (9, 4), (40, 8)])
+def test_clips_of_one_length_run_together_once_several_wait(waiting: int, together: int) -> None:
+    pending = [Waiter(name=number, samples=20_000 + number, arrived_s=9.9) for number in range(waiting)]
+    assert len(form(pending, _budget(alike=True), now=10.0).clips) == together
+
+
+def test_an_urgent_clip_runs_alone_where_company_costs_time() -> None:
+    urgent = Waiter(name=0, samples=20_000, arrived_s=9.0, deadline_s=10.2)
+    pending = [urgent, *(Waiter(name=number, samples=20_000, arrived_s=9.9) for number in range(1, 9))]
+    assert form(pending, _budget(alike=True), now=10.0).clips == (urgent,)
+    assert len(form(pending, _budget(alike=False), now=10.0).clips) == 8
 
 
 def test_short_clips_overtake_a_long_one_that_came_with_them() -> None:

@@ -294,3 +294,9 @@ def test_shifted_windows_equal_transformers(checkpoints: Callable[[str], Path]) 
     table = attention.relative_position_bias_table.detach()
     bias = table[attention.relative_position_index.view(-1)].view(64, 64, -1).permute(2, 0, 1)
     assert torch.equal(relative_bias(table, 8), bias)
+
+
+def test_company_of_one_width_changes_nothing_to_the_bit(
+    bundle: Bundle, same_in_company: Callable[[Bundle], None]
+) -> None:
+    same_in_company(bundle)

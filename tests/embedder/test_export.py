@@ -357,3 +357,9 @@ def test_graphs_beyond_one_protobuf_keep_their_weights_beside_them(
     (bundle.folder / f"{GRAPH}.data").write_bytes(b"cut")
     with pytest.raises(BundleError, match=r"encoder\.onnx\.data .* is damaged"):
         load(bundle.folder)
+
+
+def test_company_of_one_width_changes_nothing_to_the_bit(
+    exported: Bundle, same_in_company: Callable[[Bundle], None]
+) -> None:
+    same_in_company(exported)

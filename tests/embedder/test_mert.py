@@ -10,6 +10,7 @@ import torch
 
 from bench.small_models import KIN, MERT, MERT_RATE_HZ, mert_body, save_mert
 from services.embedder.backbones import open_backbone
+from services.embedder.bundle import Bundle
 from services.embedder.contexts import Context
 from services.embedder.export import export
 from services.embedder.runtimes.onnx import OnnxRuntime
@@ -87,8 +88,11 @@ def test_deepnorm_is_not_forgotten(tmp_path: Path, mixed: Callable[..., Any]) ->
     assert np.abs(ours[1] - theirs[1]).max() > 0.1
 
 
-def test_every_engine_equals_hubert(tmp_path: Path, mixed: Callable[..., Any]) -> None:
+def test_every_engine_equals_hubert_and_company_changes_nothing(
+    tmp_path: Path, mixed: Callable[..., Any], same_in_company: Callable[[Bundle], None]
+) -> None:
     bundle = export(str(save(tmp_path, "mert-deepnorm")), tmp_path / "bundle", blocks="all")
+    same_in_company(bundle)
     assert (bundle.family, bundle.rate_hz, bundle.frame_rate_hz) == ("mert", MERT_RATE_HZ, 75.0)
     assert all(figure.passed for figure in bundle.parity)
     batch = mixed(*LENGTHS, rate_hz=MERT_RATE_HZ)

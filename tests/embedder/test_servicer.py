@@ -119,6 +119,26 @@ async def test_describe_says_what_runs_and_what_is_accepted(tiny_bundle: Path, t
     assert answer.version
 
 
+async def test_on_a_cpu_clips_of_one_width_share_a_batch_and_their_answers_are_those_of_each_alone(
+    tiny_bundle: Path, tmp_path: Path, speech: Callable[..., np.ndarray]
+) -> None:
+    clips = [np.roll(speech(2.6 if number % 3 else 2.9), number) for number in range(12)]  # of one bucket
+    async with serving(tiny_bundle, tmp_path) as bench:
+        alone = [await bench.stub.Embed(_samples(clip)) for clip in clips]
+        assert bench.value("batch_clips_count") == bench.value("batch_clips_bucket", le="1.0") == len(clips)
+        bench.gate.clear()
+        calls = [asyncio.create_task(_one(bench, clip)) for clip in clips]
+        begun_s = 2 * 2.9  # one runs, one is at hand
+        audio_s = sum(len(clip) for clip in clips) / RATE
+        await bench.until(lambda: bench.value("queued_audio_seconds") >= audio_s - begun_s)
+        bench.gate.set()
+        together = [await call for call in calls]
+        assert bench.value("batch_clips_count") < 2 * len(clips)
+        assert bench.value("batch_clips_bucket", le="2.0") == bench.value("batch_clips_count")
+        assert bench.value("batch_padding_ratio_sum") == 0
+    assert [answer.embedding for answer in together] == [answer.embedding for answer in alone]
+
+
 async def test_every_pooling_and_layer_is_what_the_encoder_gives(
     tiny_bundle: Path, tmp_path: Path, speech: Callable[..., np.ndarray], reference: Callable[..., np.ndarray]
 ) -> None:

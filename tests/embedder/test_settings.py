@@ -45,21 +45,27 @@ def test_combinations_that_would_never_serve_are_refused(flags: dict[str, object
 
 @pytest.mark.parametrize(
     ("cpus", "device", "expected"),
-    [(1, "cpu", (1, 1, 1, 1)), (2, "auto", (2, 1, 2, 1)), (9, "cpu", (2, 4, 4, 1)), (8, "cuda", (1, 8, 4, 64))],
+    [(1, "cpu", (1, 1, 1)), (2, "auto", (2, 1, 2)), (9, "cpu", (2, 4, 4)), (8, "cuda", (1, 8, 4))],
 )
 def test_threads_are_those_that_the_machine_grants(
     monkeypatch: pytest.MonkeyPatch, cpus: int, device: str, expected: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr("servox.cpus.here", lambda: cpus)
     settings = _load(device=device)
-    found = (settings.stream_count, settings.threads_per_stream, settings.decoder_count, settings.clips_per_batch)
-    assert found == expected
+    assert (settings.stream_count, settings.threads_per_stream, settings.decoder_count) == expected
 
 
 def test_what_is_set_is_what_is_used() -> None:
     settings = _load(streams=3, threads=5, decode_workers=7, batch_clips=9)
-    found = (settings.stream_count, settings.threads_per_stream, settings.decoder_count, settings.clips_per_batch)
-    assert found == (3, 5, 7, 9)
+    assert (settings.stream_count, settings.threads_per_stream, settings.decoder_count) == (3, 5, 7)
+    assert settings.clips_per_batch("openvino") == settings.clips_per_batch("onnx") == 9
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "clips"), [("cpu", "openvino", 2), ("auto", "onnx", 1), ("cuda", "onnx", 64)]
+)
+def test_company_on_a_cpu_must_not_change_an_answer(device: str, engine: str, clips: int) -> None:
+    assert _load(device=device).clips_per_batch(engine) == clips
 
 
 def test_buckets_ascend_and_end_with_the_longest_clip() -> None:

@@ -14,6 +14,7 @@ from transformers import SeamlessM4TFeatureExtractor, Wav2Vec2BertModel
 from bench.small_models import save
 from services.embedder.backbones import open_backbone
 from services.embedder.backbones.fbank import Fbank
+from services.embedder.bundle import Bundle
 from services.embedder.contexts import Context
 from services.embedder.export import export
 from services.embedder.runtimes.onnx import OnnxRuntime
@@ -88,8 +89,11 @@ def test_neither_neighbours_nor_padding_leak_into_a_clip(checkpoint: Path, mixed
     assert np.abs(runtime.run(changed[None], batch.lengths[1:]).statistics[0] - alone).max() > 1e-3
 
 
-def test_every_engine_equals_transformers(checkpoint: Path, tmp_path: Path, mixed: Callable[..., Any]) -> None:
+def test_every_engine_equals_transformers_and_company_changes_nothing(
+    checkpoint: Path, tmp_path: Path, mixed: Callable[..., Any], same_in_company: Callable[[Bundle], None]
+) -> None:
     bundle = export(str(checkpoint), tmp_path / "bundle", blocks="all")
+    same_in_company(bundle)
     assert (bundle.family, bundle.window_samples, bundle.min_duration_ms) == ("wav2vec2-bert", 560, 35)
     assert [figure.name for figure in bundle.parity] == ["hidden", "precision"]
     batch = mixed(*LENGTHS)

@@ -239,3 +239,10 @@ def test_relative_buckets_equal_transformers() -> None:
         attention = WavLMAttention(embed_dim=6, num_heads=1, num_buckets=buckets, max_distance=max_distance)
         expected = attention._relative_positions_bucket(distance)
         assert torch.equal(relative_bucket(distance, buckets=buckets, max_distance=max_distance), expected)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_company_of_one_width_changes_nothing_to_the_bit(
+    name: str, bundles: Callable[[str], Bundle], same_in_company: Callable[[Bundle], None]
+) -> None:
+    same_in_company(bundles(name))
