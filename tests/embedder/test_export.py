@@ -172,8 +172,11 @@ def test_logmel_needs_no_checkpoint(tmp_path: Path) -> None:
         np.testing.assert_allclose(result.statistics[0, 0, 1], expected[0].std(axis=0), atol=1e-4)
 
 
-def test_int8_weights_are_smaller_and_close(checkpoint: Path, exported: Bundle, tmp_path: Path) -> None:
+def test_int8_weights_are_smaller_and_close(
+    checkpoint: Path, exported: Bundle, tmp_path: Path, same_in_company: Callable[[Bundle], None]
+) -> None:
     bundle = export(str(checkpoint), tmp_path / "int8", precision="int8")
+    same_in_company(bundle)
     assert bundle.digest != exported.digest
     assert bundle.graph.stat().st_size < exported.graph.stat().st_size
     figure = next(f for f in bundle.parity if f.name == "precision")
@@ -314,7 +317,9 @@ def test_the_command_ends_with_one_line_of_json(tmp_path: Path) -> None:
     assert table.row_count == 2
 
 
-def test_a_bf16_bundle_is_measured_with_bf16(checkpoint: Path, tmp_path: Path, exported: Bundle) -> None:
+def test_a_bf16_bundle_is_measured_with_bf16(
+    checkpoint: Path, tmp_path: Path, exported: Bundle, same_in_company: Callable[[Bundle], None]
+) -> None:
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(Unavailable, match="no bf16"):
             export(str(checkpoint), tmp_path / "bundle", precision="bf16")
@@ -324,14 +329,16 @@ def test_a_bf16_bundle_is_measured_with_bf16(checkpoint: Path, tmp_path: Path, e
     assert 1e-4 < figure.value <= parity.PRECISION_BOUNDS["bf16"]
     assert bundle.files == exported.files
     assert bundle.digest != exported.digest
+    same_in_company(bundle)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_whisper_base_keeps_its_bounds_on_real_speech(
-    whisper_base: Path, data_root: Path, tmp_path: Path, precision: str
+    whisper_base: Path, data_root: Path, tmp_path: Path, precision: str, same_in_company: Callable[[Bundle], None]
 ) -> None:
     bundle = export(str(whisper_base), tmp_path / "bundle", precision=precision, data_root=data_root)
+    same_in_company(bundle)
     values = {figure.name: figure.value for figure in bundle.parity}
     assert values["hidden"] <= 1e-3
     assert values["precision"] <= {"bf16": 0.05, "int8": 0.10}[precision]
