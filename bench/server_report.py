@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.load import Figures
 from bench.peers.catalogue import OURS
@@ -51,13 +52,15 @@ def print_cells(
 def _print_cell(cell: Cell) -> None:
     f = cell.figures
     print(
-        f"  {cell.server:10} {f.sent:8.1f} {f.goodput:8.1f} {_ms(f.p50_ms):>8} {_ms(f.p95_ms):>8} {_ms(f.p99_ms):>8} "
-        f"{f.refused:8d} {_ms(f.refusal_p99_ms):>9} {f.late:6d} {f.failed:6d} {cell.server_cores:6.2f} "
+        f"  {cell.server:10} {f.sent:8.1f} {f.goodput:8.1f} "
+        f"{in_words(f.p50_ms):>8} {in_words(f.p95_ms):>8} {in_words(f.p99_ms):>8} "
+        f"{f.refused:8d} {in_words(f.refusal_p99_ms):>9} {f.late:6d} {f.failed:6d} {cell.server_cores:6.2f} "
         f"{f.generator_cores:6.2f} {cell.recovery_s:8.2f}s"
     )
 
 
-def _ms(value: float) -> str:
+def in_words(value: float) -> str:
+    """Milliseconds for a table; what never came in time is late."""
     if math.isnan(value):
         return "-"
     return f"{value:.1f}" if math.isfinite(value) else "late"
@@ -95,6 +98,15 @@ def _capacity(cells: Sequence[Cell], name: str) -> Cell:
     """The best closed loop."""
     closed = [cell for cell in cells if cell.server == name and cell.kind == "closed"]
     return max(closed, key=lambda cell: cell.figures.answers)
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401 -- JSON
+    """A value for JSON, which has no infinity: what never came is null."""
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def write_plots(cells: Sequence[Cell], folder: Path, *, deadline_s: float) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.catalogue import TRIED
-from bench.servers import _best, _finite, _plan, _rotated, best_settings
+from bench.server_report import finite
+from bench.server_rounds import rotated
+from bench.servers import _best, _plan, best_settings
 
 ROWS: list[dict[str, Any]] = [
     {"server": "mosec", "setting": {"batch": 1}, "closed 16: goodput": 50.0, "ours 300%: goodput": 10.0},
@@ -30,7 +32,7 @@ def test_the_comparison_takes_the_tuned_settings_where_there_are_some(tmp_path: 
 
 
 def test_what_never_came_is_null_in_json() -> None:
-    found = json.loads(json.dumps(_finite({"a": math.inf, "b": [math.nan, 1.23456], "c": ("x", 1)})))
+    found = json.loads(json.dumps(finite({"a": math.inf, "b": [math.nan, 1.23456], "c": ("x", 1)})))
     assert found == {"a": None, "b": [None, 1.2346], "c": ["x", 1]}
 
 
@@ -45,4 +47,4 @@ def test_a_quick_run_still_has_a_closed_loop_and_an_overload() -> None:
 
 
 def test_everyone_is_measured_first_once() -> None:
-    assert [_rotated(["a", "b", "c"], number)[0] for number in range(3)] == ["a", "b", "c"]
+    assert [rotated(["a", "b", "c"], number)[0] for number in range(3)] == ["a", "b", "c"]
