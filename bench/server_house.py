@@ -31,7 +31,7 @@ class Subject:
     running: Running
     files: Sequence[bytes]
     capacity: float = 0.0
-    settled: bool = False
+    lost: str = ""  # the load under which it stopped to answer anything
     bursts: dict[tuple[str, float], list[Burst]] = field(default_factory=dict)
     cpu_s: dict[tuple[str, float], float] = field(default_factory=dict)
     recovery_s: dict[tuple[str, float], list[float]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.load import closed_loop, figures, open_loop
+from bench.load import Burst, closed_loop, figures, open_loop
 from bench.peers.catalogue import OURS
 from bench.peers.processes import Running
 from bench.server_house import Subject, read_line
@@ -66,8 +66,15 @@ async def _disagreement(subject: Subject, reference: Sequence[np.ndarray[Any, An
         await target.close()
 
 
+def dead(burst: Burst) -> bool:
+    """Whether nothing came back but errors."""
+    return bool(burst.shots) and all(shot.outcome == "failed" for shot in burst.shots)
+
+
 async def measure(subject: Subject, key: tuple[str, float], plan: Plan, seed: int) -> None:
-    """One cell on one server, which is thawed for it and frozen after it."""
+    """One cell on one server, which is thawed for it and frozen after it; none on one that was lost."""
+    if subject.lost:
+        return
     subject.running.thaw()
     target = subject.target()
     clips = len(subject.files)
@@ -98,6 +105,11 @@ async def measure(subject: Subject, key: tuple[str, float], plan: Plan, seed: in
         await weighing
     finally:
         await target.close()
+    if dead(burst):
+        subject.lost = f"{key[0]} {key[1]:g}"
+        print(f"{subject.name} answers nothing any more since {subject.lost}: left out", file=sys.stderr, flush=True)
+        subject.running.freeze()
+        return
     subject.bursts.setdefault(key, []).append(burst)
     subject.cpu_s[key] = subject.cpu_s.get(key, 0.0) + subject.running.cpu_s() - before_s
     if key[0] != "closed":

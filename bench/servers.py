@@ -118,6 +118,7 @@ async def _compare(house: House, given: argparse.Namespace, plan: Plan) -> dict[
     return {
         "settings": {s.name: dataclasses.asdict(s.told) | {"bundle": "", "port": 0} for s in subjects},
         "missing": missing,
+        "lost": {subject.name: subject.lost for subject in subjects if subject.lost},
         "disagreement": apart,
         "in_process": {**in_process, "rounds": alone},
         "capacity": {s.name: s.capacity for s in subjects},

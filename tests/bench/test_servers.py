@@ -6,9 +6,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from bench.load import Burst, Outcome, Shot
 from bench.peers.catalogue import TRIED
 from bench.server_report import finite
-from bench.server_rounds import rotated
+from bench.server_rounds import dead, rotated
 from bench.servers import _best, _plan, best_settings
 
 ROWS: list[dict[str, Any]] = [
@@ -44,6 +45,17 @@ def test_a_quick_run_still_has_a_closed_loop_and_an_overload() -> None:
     assert plan.deadline_s == 0.5
     given.quick = False
     assert _plan(given).rounds == 3
+
+
+def test_a_server_that_only_fails_is_dead() -> None:
+    def burst(*outcomes: Outcome) -> Burst:
+        shots = [Shot(due_s=0.0, sent_s=0.0, ended_s=0.1, outcome=outcome) for outcome in outcomes]
+        return Burst(shots=shots, begin_s=0.0, end_s=1.0, generator_cpu_s=0.0)
+
+    assert dead(burst("failed", "failed"))
+    assert not dead(burst("failed", "refused"))
+    assert not dead(burst("late", "failed"))
+    assert not dead(burst())
 
 
 def test_everyone_is_measured_first_once() -> None:
