@@ -59,5 +59,7 @@ images: setup  ## what each image installs, in environments of their own: the se
 	$(BIN)/python scripts/images_dry_run.py
 
 tools:  ## what only the checks need: Debian's chromium and kubectl, buf and playwright-core from npm
-	command -v chromium >/dev/null && command -v kubectl >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium kubernetes-client; }
+	missing=; command -v chromium >/dev/null || missing=chromium; \
+	command -v kubectl >/dev/null || missing="$$missing kubernetes-client"; \
+	test -z "$$missing" || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; }
 	test -x node_modules/.bin/buf || npm install --no-save --no-package-lock --ignore-scripts --silent
