@@ -110,10 +110,10 @@ def finite(value: Any) -> Any:  # noqa: ANN401 -- JSON
 
 
 def write_plots(cells: Sequence[Cell], folder: Path, *, deadline_s: float) -> None:
-    """Goodput and p99 over the load, and goodput over clients: `servers.svg`."""
+    """Goodput and p99 over the load, and goodput over clients: `servers.png`."""
     import matplotlib as mpl
 
-    mpl.use("svg")
+    mpl.use("agg")
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,9 +128,12 @@ def write_plots(cells: Sequence[Cell], folder: Path, *, deadline_s: float) -> No
         slowest = [min(c.figures.p99_ms, 1000 * deadline_s) for c in opened]
         axes[2].plot([c.figures.sent for c in opened], slowest, **style)
     axes[0].set(xscale="log", xlabel="clients", ylabel="answers/s", title="closed loop", ylim=(0, None))
+    clients = sorted({cell.load for cell in cells if cell.kind == "closed"})
+    axes[0].set_xticks(clients, [f"{count:g}" for count in clients])
+    axes[0].minorticks_off()
     axes[1].set(xlabel="Poisson arrivals/s", ylabel="answers within the deadline/s", title="goodput", ylim=(0, None))
     axes[2].set(xlabel="Poisson arrivals/s", ylabel="ms", title="p99 of what is admitted", ylim=(0, None))
     axes[2].axhline(1000 * deadline_s, color="grey", linestyle=":", linewidth=1)
     axes[0].legend(frameon=False)
-    figure.savefig(folder / "servers.svg")
+    figure.savefig(folder / "servers.png", dpi=100)
     plt.close(figure)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot as plt
 
 from bench.load import Figures
 from bench.server_report import Cell, print_cells, write_plots
@@ -68,4 +69,6 @@ def test_an_answer_that_never_came_is_late_in_the_table(capsys: pytest.CaptureFi
 
 def test_the_plot_is_written(tmp_path: Path) -> None:
     write_plots(CELLS, tmp_path, deadline_s=1.0)
-    assert "</svg>" in (tmp_path / "servers.svg").read_text()
+    pixels = plt.imread(tmp_path / "servers.png")
+    assert pixels.shape[1] > 2 * pixels.shape[0], "three panels side by side"
+    assert pixels[..., :3].std() > 0.05, "with something drawn"
