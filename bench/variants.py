@@ -131,6 +131,7 @@ def table(subjects: Sequence[Subject], *, deadline_s: float) -> list[dict[str, A
                     "p99_ms": found.p99_ms,
                     "p99_ratio": _ratio(found.p99_ms, reference.p99_ms),
                     "refused": found.refused,
+                    "refused_in_ms": found.refusal_p99_ms,
                     "late": found.late,
                     "cpu_ms": 1000 * subject.cpu_s[kind, load] / sum(len(burst.shots) for burst in bursts),
                 }
@@ -148,11 +149,12 @@ def _print(rows: Sequence[Mapping[str, Any]], peaks: Mapping[str, int]) -> None:
     for row in rows:
         if row["load"] != load:
             load = row["load"]
-            columns = ("goodput", "ratio", "p50 ms", "p99 ms", "ratio", "refused", "late", "CPU ms")
+            columns = ("goodput", "ratio", "p50 ms", "p99 ms", "ratio", "refused", "in p99", "late", "CPU ms")
             print(f"\n{load:{width + 2}}" + "".join(f"{column:>9}" for column in columns))
         print(
             f"  {row['variant']:{width}}{row['goodput']:9.1f}{row['goodput_ratio']:9.2f}{in_words(row['p50_ms']):>9}"
-            f"{in_words(row['p99_ms']):>9}{row['p99_ratio']:9.2f}{row['refused']:9d}{row['late']:9d}{row['cpu_ms']:9.1f}"
+            f"{in_words(row['p99_ms']):>9}{row['p99_ratio']:9.2f}{row['refused']:9d}"
+            f"{in_words(row['refused_in_ms']):>9}{row['late']:9d}{row['cpu_ms']:9.1f}"
         )
     print("\nmost memory, MiB: " + ", ".join(f"{name} {peak / MIB:.0f}" for name, peak in peaks.items()))
 

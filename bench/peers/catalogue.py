@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.load import GrpcTarget, HttpTarget, Target
-from bench.peers.options import Options
+from bench.peers.options import GRPC_METHOD, Options
 from services.embedder.settings import BUCKETS_S
 from servox.v1 import common_pb2, embedder_pb2
 from servox.wire import array_from_proto
@@ -56,6 +56,7 @@ TRIED: Mapping[str, Sequence[Setting]] = {
         {**ALL, "batch": 1},
         {**ALL, "batch": 8, "wait_ms": 5},
     ),
+    "grpcio": ({**EACH, "queue": 32}, {**EACH, "queue": 64}),
     "bentoml": (
         {**EACH, "batch": 4, "queue": 64},
         {**EACH, "batch": 2, "queue": 64},  # BentoML refuses batches of one
@@ -124,9 +125,12 @@ def ours_body(clip: bytes) -> bytes:
     return bytes(request.SerializeToString())
 
 
-def _ours_target(port: int, clips: Sequence[bytes]) -> Target:
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_retries", 0)])
-    return GrpcTarget(channel, "/servox.v1.Embedder/Embed", [ours_body(clip) for clip in clips])
+def _grpc_target(method: str, body: Callable[[bytes], bytes]) -> Callable[[int, Sequence[bytes]], Target]:
+    def target(port: int, clips: Sequence[bytes]) -> Target:
+        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_retries", 0)])
+        return GrpcTarget(channel, method, [body(clip) for clip in clips])
+
+    return target
 
 
 def _ours_vector(answer: bytes) -> Vector:
@@ -178,7 +182,13 @@ def _triton_vector(answer: bytes) -> Vector:
 SERVERS: Mapping[str, Server] = {
     server.name: server
     for server in (
-        Server(name=OURS, environment="", command=_ours, target=_ours_target, vector=_ours_vector),
+        Server(
+            name=OURS,
+            environment="",
+            command=_ours,
+            target=_grpc_target("/servox.v1.Embedder/Embed", ours_body),
+            vector=_ours_vector,
+        ),
         Server(
             name="mosec",
             environment="http",
@@ -192,6 +202,13 @@ SERVERS: Mapping[str, Server] = {
             command=lambda _: ["-m", "bench.peers.litserve_server"],
             target=_json_target("/predict", lambda clip: {"clip": clip}),
             vector=lambda answer: np.frombuffer(base64.b64decode(json.loads(answer)["vector"]), np.float32),
+        ),
+        Server(
+            name="grpcio",
+            environment="",
+            command=lambda _: ["-m", "bench.peers.grpc_server"],
+            target=_grpc_target(GRPC_METHOD, bytes),
+            vector=lambda answer: np.frombuffer(answer, np.float32),
         ),
         Server(
             name="bentoml",

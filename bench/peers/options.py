@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 VARIABLE = "SERVOX_BENCH_OPTIONS"
+GRPC_METHOD = "/bench.Embedder/Embed"  # of `bench.peers.grpc_server`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,26 @@
 """Requests and answers as each server has them, and the options that travel through the environment."""
 
+import asyncio
 import base64
+import io
 import json
+import os
 import struct
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from bench.load import HttpTarget
 from bench.peers.catalogue import EACH, SERVERS, TRIED, options, ours_body
+from bench.peers.encoder import Encoder
 from bench.peers.options import VARIABLE, Options
 from servox.v1 import embedder_pb2
 from servox.wire import array_to_proto
+from tests.embedder.conftest import tiny_bundle_at
 
 VECTOR = np.arange(4, dtype=np.float32)
 
@@ -24,6 +32,7 @@ def answer(name: str) -> bytes:
     header = {"outputs": [{"name": "vector", "shape": [1, 4], "parameters": {"binary_data_size": 16}}]}
     return {
         "mosec": VECTOR.tobytes(),
+        "grpcio": VECTOR.tobytes(),
         "litserve": json.dumps({"vector": text}).encode(),
         "bentoml": json.dumps([text]).encode(),
         "triton": json.dumps(header).encode() + VECTOR.tobytes(),
@@ -72,3 +81,26 @@ def test_every_setting_uses_all_processors_and_no_more(name: str, cores: int) ->
     for setting in TRIED[name]:
         told = options(bundle=Path("b"), port=1, cores=cores, deadline_ms=1000, setting=setting)
         assert told.workers * told.threads == cores
+
+
+async def test_the_least_grpc_server_embeds_and_refuses_what_is_too_much(
+    tmp_path: Path, hold_port: Callable[[], int]
+) -> None:
+    bundle = tiny_bundle_at(tmp_path / "tiny")
+    told = options(bundle=bundle, port=hold_port(), cores=2, deadline_ms=1000, setting={**EACH, "queue": 1})
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * np.sin(np.arange(20 * 16_000) / 20), 16_000, format="WAV")
+    command = [sys.executable, "-m", "bench.peers.grpc_server"]
+    server = await asyncio.create_subprocess_exec(*command, env={**os.environ, **told.to_environment()})
+    target = SERVERS["grpcio"].target(told.port, [file.getvalue()])
+    try:
+        async with asyncio.timeout(60):
+            while await target.send(0, patience_s=10) != "answered":  # noqa: ASYNC110 -- it starts
+                await asyncio.sleep(0.1)
+        assert await target.ask(0, patience_s=10) == Encoder(told).embed([file.getvalue()])[0]
+        outcomes = await asyncio.gather(*(target.send(0, patience_s=10) for _ in range(40)))
+        assert set(outcomes) == {"answered", "refused"}
+    finally:
+        await target.close()
+        server.kill()
+        await server.wait()
