@@ -23,6 +23,7 @@ from openvino import opset15 as opset
 
 from services.embedder.bundle import FRONT_END, Bundle, Precision
 from services.embedder.runtimes import Lengths, Pcm, Result, check_batch
+from services.embedder.runtimes.first_runs import FirstRuns
 from servox import cpus
 from servox.errors import BundleError, Unavailable
 
@@ -31,6 +32,7 @@ from servox.errors import BundleError, Unavailable
 openvino.Type.f32.to_dtype()
 openvino.Type(np.float32)
 
+FIRST_RUNS = FirstRuns()  # of the process: what a shape needs is made once for all graphs
 GROUP = 128  # activations that share an int8 scale: 64 costs 4 % and gains nothing, 512 gains 3 % and costs heads F1
 
 
@@ -70,7 +72,7 @@ class OpenVinoRuntime:
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot read {bundle.graph}: export the bundle again") from error
         self._stages = [_Stage(model) for model in self._models]
-        self._max_samples = bundle.max_samples
+        self._max_samples, self._digest = bundle.max_samples, bundle.digest
 
     def twin(self) -> "OpenVinoRuntime":
         """Another one, for another thread, with the same compiled graph: the weights are there once."""
@@ -83,8 +85,9 @@ class OpenVinoRuntime:
         if not self._stages:
             raise Unavailable("this runtime is closed: choose a new one")
         tensors = {"pcm": _shared(check_batch(pcm, lengths, self._max_samples)), "lengths": _shared(lengths)}
-        for stage in self._stages:
-            tensors |= stage.run(tensors)
+        with FIRST_RUNS.turn((self._digest, *tensors["pcm"].shape)):
+            for stage in self._stages:
+                tensors |= stage.run(tensors)
         kept = tensors["frames"].data.copy() if frames else None
         return Result(statistics=tensors["statistics"].data.copy(), frames=kept)
 
