@@ -80,7 +80,8 @@ def _print_summary(
         f"  {'':10} {'capacity':>9} {'of alone':>9} {'*':>6} {'peak goodput':>13} {'at 300 %':>9} {'kept':>6} "
         f"{'MiB':>7} {'ours/its':>9}"
     )
-    best = {name: _capacity(cells, name) for name in peaks}
+    measured = {cell.server for cell in cells if cell.kind == "closed"}  # not one that was lost at once
+    best = {name: _capacity(cells, name) for name in peaks if name in measured}
     for name, cell in best.items():
         peak = max(c.figures.goodput for c in cells if c.server == name)
         overload = [c.figures.goodput for c in cells if c.server == name and c.kind == "own 300%"]

@@ -171,7 +171,8 @@ async def rounds(subjects: Sequence[Subject], plan: Plan, bare: subprocess.Popen
 
 def _capacity(subject: Subject, plan: Plan) -> float:
     """Answers a second of its best closed loop."""
-    return max(figures(bursts, deadline_s=plan.deadline_s).answers for bursts in subject.bursts.values())
+    found = (figures(bursts, deadline_s=plan.deadline_s).answers for bursts in subject.bursts.values())
+    return max(found, default=0.0)
 
 
 def rotated(subjects: Sequence[T], number: int) -> list[T]:

@@ -113,12 +113,14 @@ async def compare(house: House, given: argparse.Namespace) -> list[Subject]:
 
 
 def table(subjects: Sequence[Subject], *, deadline_s: float) -> list[dict[str, Any]]:
-    """One row for each load and subject, the first subject's goodput and p99 as 1."""
+    """One row for each load and subject that was measured under it; ratios are to the first of them."""
     rows = []
-    for kind, load in subjects[0].bursts:
+    for kind, load in dict.fromkeys(key for subject in subjects for key in subject.bursts):
         reference: Figures | None = None
         for subject in subjects:
-            bursts = subject.bursts[kind, load]
+            bursts = subject.bursts.get((kind, load), [])
+            if not bursts:
+                continue  # it was lost before
             found = figures(bursts, deadline_s=deadline_s)
             reference = reference or found
             rows.append(

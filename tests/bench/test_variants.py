@@ -52,3 +52,10 @@ def test_nothing_answered_is_no_division_by_zero() -> None:
     rows = table([_subject("default", _burst(0.5, outcome="late"), cpu_s=0.1)], deadline_s=1.0)
     assert math.isnan(rows[0]["goodput_ratio"])
     assert rows[0]["late"] == 1
+
+
+def test_a_subject_that_was_lost_has_no_row() -> None:
+    lost = _subject("mosec", _burst(0.1), cpu_s=0.1)
+    lost.bursts.clear()
+    rows = table([_subject("default", _burst(0.5), cpu_s=0.1), lost], deadline_s=1.0)
+    assert [row["variant"] for row in rows] == ["default"]
