@@ -197,7 +197,7 @@ class _Sending:
         self._slots = asyncio.Semaphore(in_flight)
         self._ready: asyncio.Queue[_Item | None] = asyncio.Queue()
         self._open: dict[str, _Item] = {}
-        self._sent: set[str] = set()
+        self._sent: dict[str, None] = {}  # in the order they went out, in which they go again
         self._fed = False
         self._had_its_share = False
         self._heard = asyncio.Event()  # not set: one item is out, and no other until the embedder says something
@@ -239,7 +239,7 @@ class _Sending:
         for _ in range(CLIPS_PER_STREAM):
             if (item := await ready.get()) is None:
                 return
-            self._sent.add(item.id)
+            self._sent[item.id] = None
             yield embedder_pb2.EmbedStreamRequest(id=item.id, request=item.request)
             await heard.wait()
         self._had_its_share = True
@@ -259,7 +259,7 @@ class _Sending:
         item = self._open.get(message.id)
         if item is None:
             return None
-        self._sent.discard(item.id)
+        self._sent.pop(item.id, None)
         outcome: Outcome = message.response
         if message.WhichOneof("result") == "failure":
             outcome = failure_from_proto(message.failure)

@@ -9,7 +9,6 @@
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,13 +27,13 @@ from servox.doors import OPEN_DOOR, Door
 from servox.entrance import Entrance
 from servox.errors import BadSetting, Overloaded, OverQuota, ServoxError, TooLarge, Unavailable, from_grpc
 from servox.keys import own
+from servox.retries import service_config
 from servox.tracing import ERROR_KEY, server_interceptors, traced
 
 log = logging.getLogger(__name__)
 
 PUSHBACK_KEY, DETAILS_KEY = "grpc-retry-pushback-ms", "grpc-status-details-bin"
 MAX_CALLS = 1_000  # at a time on one connection; further ones wait at the caller's end
-RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +268,7 @@ def channel(
     tls: Tls | None = None,
     key: str | Callable[[], str] | None = None,
 ) -> grpc.aio.Channel:
-    """A channel that balances over all addresses of a name and retries what a retry can help.
+    """A channel that balances over all addresses of a name and tries again what `servox.retries` says.
 
     Args:
         address: `host:port`, `dns:///name:port` (all its replicas) or `unix:/path`.
@@ -280,19 +279,8 @@ def channel(
     Raises:
         BadSetting: a key that cannot be one.
     """
-    retry = {
-        "maxAttempts": 5,
-        "initialBackoff": "0.2s",
-        "maxBackoff": "5s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": RETRIED,
-    }
-    config = {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [{"name": [{}], "retryPolicy": retry}],
-    }
     options = [
-        ("grpc.service_config", json.dumps(config)),
+        ("grpc.service_config", service_config()),
         ("grpc.enable_retries", 1),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
