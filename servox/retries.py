@@ -11,13 +11,12 @@ from google.protobuf.descriptor import FileDescriptor
 
 from servox.v1 import embedder_pb2, evaluator_pb2, prober_pb2
 
-RETRIED = ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
 _POLICY = {
     "maxAttempts": 5,
     "initialBackoff": "0.2s",
     "maxBackoff": "5s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": RETRIED,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
 }
 
 

@@ -30,15 +30,12 @@ class FirstRuns:
             else:
                 self._moved.wait_for(lambda: not self._wanting)
             self._running += 1
-        done = False
         try:
             yield
-            done = True
+            self._known.add(shape)
         finally:
             with self._moved:
                 self._running -= 1
                 if first:
                     self._wanting -= 1
-                if first and done:
-                    self._known.add(shape)
                 self._moved.notify_all()
