@@ -15,6 +15,15 @@ CARD, WEIGHTS, MODEL = "card.json", "weights.safetensors", "model.yaml"
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's, where PyYAML was built with it
 
 
+def identity(entry: Path) -> tuple[int, int] | None:
+    """Differs between two entries that lay at one place in turn, or changed there; None where none lies."""
+    try:
+        found = entry.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns  # an inode is used again at once, and renaming sets the time
+
+
 def write(head: Head, folder: Path) -> None:
     """Makes the entry of a head in a folder that is not there yet."""
     from bentoml import Tag  # not above: the registry silences what BentoML says and sends on import

@@ -30,7 +30,7 @@ from servox.arrays import storing
 from servox.errors import BadInput, NotFound, Refused
 
 from .card import Card
-from .entries import CARD, WEIGHTS, write
+from .entries import CARD, WEIGHTS, identity, write
 from .heads import Head, decode
 from .pointers import leave, point, read, replace, sweep, writing
 
@@ -174,11 +174,9 @@ class Registry:
         """The head of exactly this version, or None where there is none that can be read."""
         if not (self._models / name / version).is_dir():
             return None
-        try:
+        with suppress(BadInput, NotFound):
             return self._load(name, version)
-        except (BadInput, NotFound) as error:
-            log.warning("a damaged head is trained again", extra={"head": f"{name}:{version}", "why": str(error)})
-            return None
+        return None
 
     def resolve(self, name: str) -> tuple[str, str]:
         """Name and version that `name` means.
@@ -265,32 +263,51 @@ class Registry:
         return latest if latest in versions else self._newest(name, versions)
 
     def _load(self, name: str, version: str) -> Head:
-        try:
-            model = bentoml.models.get(Tag(name, version), _model_store=self._store)
-            head = decode(Path(model.path_of(WEIGHTS)).read_bytes(), Path(model.path_of(CARD)).read_text())
-        except _DAMAGE as error:
-            self.resolve(f"{name}:{version}")  # says what there is, if it was deleted meanwhile
-            why = " ".join(str(error).split())  # a YAML parser draws its message over several lines
-            raise BadInput(
-                f"head {name}:{version}: its entry {self._models / name / version} is damaged ({why}); "
-                "remove the folder and train the head again"
-            ) from error
+        place = self._models / name / version
+        while True:
+            began = identity(place)
+            try:
+                return self._read(name, version)
+            except _DAMAGE as error:
+                if (now := identity(place)) is None:
+                    self.resolve(f"{name}:{version}")  # says what there is
+                elif now == began:  # and not another, saved while this one was read
+                    why = " ".join(str(error).split())  # a YAML parser draws its message over several lines
+                    raise BadInput(
+                        f"head {name}:{version}: its entry {place} is damaged ({why}); "
+                        "remove the folder and train the head again"
+                    ) from error
+
+    def _read(self, name: str, version: str) -> Head:
+        model = bentoml.models.get(Tag(name, version), _model_store=self._store)
+        head = decode(Path(model.path_of(WEIGHTS)).read_bytes(), Path(model.path_of(CARD)).read_text())
         if head.card.tag != f"{name}:{version}":
-            raise BadInput(f"head {name}:{version}: its card says {head.card.tag}; remove it and train it again")
+            raise BadInput(f"its card says {head.card.tag}")
         return head
 
     def _entry(self, name: str, version: str) -> Entry | None:
+        with suppress(NotFound):  # deleted just now
+            try:
+                return self.entry(f"{name}:{version}")
+            except BadInput as error:
+                if (why := str(error)) not in self._told:
+                    self._told.add(why)
+                    log.warning("a damaged head is left out of the list", extra={"why": why})
+        return None
+
+    def _damaged(self, name: str, version: str) -> bool:
         try:
-            return self.entry(f"{name}:{version}")
-        except (BadInput, NotFound) as error:
-            if (why := str(error)) not in self._told:
-                self._told.add(why)
-                log.warning("a damaged head is left out of the list", extra={"why": why})
-            return None
+            self._load(name, version)
+        except NotFound:
+            return False
+        except BadInput as error:
+            log.warning("a damaged head is replaced", extra={"head": f"{name}:{version}", "why": str(error)})
+            return True
+        return False
 
     def _publish(self, made: Path, place: Path) -> None:
-        if place.exists() and self.find(place.parent.name, place.name) is None:
-            with suppress(FileNotFoundError):  # it was not damaged but being deleted
+        if place.exists() and self._damaged(place.parent.name, place.name):
+            with suppress(FileNotFoundError):  # deleted just now
                 place.rename(made.parent / "damaged")  # leaves with the staging folder
         while True:
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from services.prober.card import Card, OutOfFold
-from services.prober.heads import Head, shapes
+from services.prober.heads import Head, decode, shapes
 from services.prober.promotion import Promotions
 from services.prober.registry import Registry
 from servox.errors import BadInput, NotFound, Refused, StorageFull
@@ -303,6 +303,29 @@ def test_what_a_killed_writer_left_is_swept_away_when_it_is_old(tmp_path: Path) 
         os.utime(left, (time.time() - age_s,) * 2)
     Registry(tmp_path)
     assert [left.name for left in (tmp_path / "staging").iterdir()] == ["young"]
+
+
+def test_an_entry_that_is_replaced_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry, asked = Registry(tmp_path), list[str]()
+    registry.save(head())
+
+    def replaced(weights: bytes, card: str) -> Head:
+        asked.append(card)
+        if len(asked) > 1:
+            return decode(weights, card)
+        registry.delete(f"toy:{A}")
+        registry.save(head())
+        raise BadInput("half of it was gone")
+
+    monkeypatch.setattr("services.prober.registry.decode", replaced)
+    assert registry.get(f"toy:{A}").digest == head().digest
+    assert len(asked) == 2
+    assert registry.delete(f"toy:{A}")
+    assert registry.find("toy", A) is None
+    assert registry.entries("") == []
+    assert not caplog.records, "an entry that left is no damage"
 
 
 def repeated(times: int, step: Callable[[], object], *, allowed: type[Exception], problems: list[Exception]) -> None:
