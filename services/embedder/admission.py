@@ -5,8 +5,10 @@
   the budget, divided by the rate at which audio has lately been finished.
 - A single call whose deadline would pass while it waits is refused at once as well: its caller learns in milliseconds
   what it would else learn when its time is up, and the device works for those who can still be answered. By the rate
-  of late, what is in flight must take no more than a share of the caller's time: short clips overtake, so the longer
-  ones wait longer than the average.
+  of late, what is in flight must take no more than a share of the caller's time: a clip of its own length is computed
+  by one stream, and the device has better and worse moments.
+- That rate is of a device with all its streams at work: where one clip of two that could be is computed, the time
+  counts half, so that a burst after quiet times is not refused for a slowness that was idleness.
 - Streams wait instead, and only up to their share of the budget, so that bulk work never locks out single calls.
 - Before decoding the length is a guess from the first bytes; `amend` puts the decoded length in its place.
 """
@@ -17,11 +19,12 @@ from dataclasses import dataclass
 from servox.errors import BadSetting, Overloaded
 
 STREAM_SHARE = 0.75
-# Measured at 120 and 300 % load: with .5 to .7 as much is answered in time, and the slowest answers come 90 ms of each
-# second sooner at .6 than at .7. A queue as short as .3 to .4 makes them a sixth to a third faster still; but at .4 a
-# quarter of the calls of 16 clients who wait for one answer each were refused, all of which could be answered in time.
-DEADLINE_SHARE = 0.6
-MEMORY_S = 5.0  # how far back the drain rate looks, in seconds of busy time
+# Measured at 120 and 300 % load: .45 answers as much in time as .6, the slowest a fifth to a quarter sooner. The price:
+# of 16 clients who wait for one answer each, in a second, a few in a hundred are refused and have to ask again; at .4 a
+# quarter were.
+DEADLINE_SHARE = 0.45
+# How far back the drain rate looks: so much busy time, or so many answers where they are rare.
+MEMORY_S, MEMORY_ANSWERS = 2.0, 16
 SHORTEST_RETRY_S, LONGEST_RETRY_S = 0.05, 10.0
 
 
@@ -39,21 +42,24 @@ class Admission:
     Args:
         budget_s: most seconds in flight.
         longest_s: length of the longest clip that the server accepts.
+        streams: how many clips are computed at a time.
 
     Raises:
         BadSetting: a budget that the longest clip alone would exceed.
     """
 
-    def __init__(self, *, budget_s: float, longest_s: float) -> None:
+    def __init__(self, *, budget_s: float, longest_s: float, streams: int = 1) -> None:
         if budget_s < longest_s:
             raise BadSetting(
                 f"max_inflight_audio_s = {budget_s:g} is less than one clip of max_duration ({longest_s:g} s), which "
                 f"would never be admitted; set it to {longest_s:g} or more"
             )
         self._budget_s = budget_s
+        self._streams = streams
         self._clips = 0
         self._audio_s = 0.0
         self._finished_s = 0.0
+        self._answers = 0.0
         self._busy_s = 0.0
         self._last_s = -math.inf
 
@@ -101,6 +107,7 @@ class Admission:
         """Gives back what one clip held: it was answered; or refused, or its caller left, which is no work done."""
         self._advance(now)
         self._finished_s += seconds if answered else 0.0
+        self._answers += answered
         self._clips -= 1
         # An empty server holds exactly nothing: the rounding of many sums must not add up.
         self._audio_s = self._audio_s - seconds if self._clips else 0.0
@@ -115,17 +122,22 @@ class Admission:
         self._audio_s += seconds
 
     def _advance(self, now: float) -> None:
-        """Lets the memory of the drain rate fade by the time that passed, counting only time with work in flight."""
+        """Lets the memory of the drain rate fade by the time that passed, as far as the streams had work."""
         if self._clips:
-            passed_s = max(0.0, now - self._last_s)
-            fade = math.exp(-passed_s / MEMORY_S)
+            passed_s = max(0.0, now - self._last_s) * min(1.0, self._clips / self._streams)
+            fade = math.exp(-passed_s / self._memory_s)
             self._finished_s *= fade
+            self._answers *= fade
             self._busy_s = self._busy_s * fade + passed_s
         self._last_s = now
 
     @property
+    def _memory_s(self) -> float:
+        return max(MEMORY_S, MEMORY_ANSWERS * self._busy_s / self._answers) if self._answers > 0 else math.inf
+
+    @property
     def _rate(self) -> float:
-        """Seconds of audio finished in a second of work, of late; 0 before anything was."""
+        """Seconds of audio finished in a second of all streams at work, of late; 0 before anything was."""
         return self._finished_s / self._busy_s if self._busy_s > 0 else 0.0
 
     def _retry_after_s(self, over_s: float) -> float:

@@ -144,7 +144,9 @@ class EmbedderServer:
             replaced=lambda reason: self._counters.decode_restarts.labels(reason).inc(),
             lost=self._engine.fail,
         )
-        admission = Admission(budget_s=settings.max_inflight_audio_s, longest_s=longest_s)
+        admission = Admission(
+            budget_s=settings.max_inflight_audio_s, longest_s=longest_s, streams=settings.stream_count
+        )
         self._counters.inflight.set_function(lambda: admission.load.audio_s)
         self._counters.inflight_limit.set(settings.max_inflight_audio_s)
         self._counters.serves(bundle, runtime=runtimes[0].name, device=runtimes[0].device)

@@ -6,6 +6,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.embedder.admission import (
     DEADLINE_SHARE,
     LONGEST_RETRY_S,
+    MEMORY_ANSWERS,
+    MEMORY_S,
     SHORTEST_RETRY_S,
     STREAM_SHARE,
     Admission,
@@ -101,6 +103,45 @@ def test_a_call_that_would_be_answered_too_late_is_refused_at_once(rate: float, 
         )
     else:
         admission.admit(1, now=now)
+
+
+@given(streams=st.integers(1, 8), clips=st.integers(1, 8), rate=st.floats(1, 100))
+def test_the_rate_is_of_all_streams_at_work(streams: int, clips: int, rate: float) -> None:
+    """`clips` at a time of a second each, at `rate` a second: the idle streams could have done as much again."""
+    admission, now = Admission(budget_s=60, longest_s=30, streams=streams), 0.0
+    for _ in range(clips):
+        admission.admit(1, now=now)
+    for _ in range(1000):
+        now += 1 / rate
+        admission.release(1, now=now)
+        admission.admit(1, now=now)
+    full = rate * max(1, streams / clips)
+    with pytest.raises(Overloaded, match=f"about {full:.0f} s are finished each second"):
+        admission.admit(1, now=now, remaining_s=0.001)
+
+
+@given(rate=st.floats(0.02, 500), part=st.floats(0, 1))
+def test_between_two_answers_a_slow_server_is_as_fast_as_it_is(rate: float, part: float) -> None:
+    """However rare its answers are, and however long ago the last one was."""
+    admission, now = _finishing(rate)
+    now += part / rate
+    needs_s = 21 / rate / DEADLINE_SHARE
+    with pytest.raises(Overloaded, match=r"after the deadline in"):
+        admission.admit(1, now=now, remaining_s=0.9 * needs_s)
+    admission.admit(1, now=now, remaining_s=1.15 * needs_s)
+
+
+@given(before=st.floats(1, 100), after=st.floats(20, 200))
+def test_the_rate_follows_a_server_that_becomes_faster_or_slower(before: float, after: float) -> None:
+    admission, now = _finishing(before)
+    for _ in range(int(max(6 * MEMORY_S * after, 6 * MEMORY_ANSWERS * after / min(before, after)))):
+        now += 1 / after
+        admission.release(1, now=now)
+        admission.admit(1, now=now)
+    needs_s = 21 / after / DEADLINE_SHARE
+    admission.admit(1, now=now, remaining_s=1.1 * needs_s)
+    with pytest.raises(Overloaded):
+        admission.admit(1, now=now, remaining_s=0.9 * needs_s)
 
 
 def test_an_idle_server_admits_whatever_the_deadline() -> None:

@@ -84,4 +84,4 @@ async def test_a_seat_knows_whether_its_clip_was_answered() -> None:
     with gate.take(10), pytest.raises(Overloaded, match=r"about 10 s are finished each second"):
         gate.take(10, deadline_s=now + 1.5)
     with gate.take(10):
-        gate.take(10, deadline_s=now + 3.0)
+        gate.take(10, deadline_s=now + 6.0)
