@@ -32,7 +32,7 @@ import numpy as np
 
 from bench import material
 from bench.load import Figures, figures
-from bench.peers.catalogue import OURS, SERVERS, TRIED, Setting
+from bench.peers.catalogue import OURS, SERVERS, TRIED, Setting, best
 from bench.peers.processes import guarded
 from bench.server_house import House, Subject
 from bench.server_report import finite, print_cells, write_plots
@@ -91,20 +91,11 @@ async def _start_all(
     return subjects, missing
 
 
-def _best(name: str, tuned: Path | None) -> Setting:
-    """The setting that came out best, by `tuned` where it says so."""
-    if tuned:
-        found = json.loads(tuned.read_text(encoding="utf-8").splitlines()[-1])["best"]
-        if name in found:
-            return dict(found[name])
-    return TRIED.get(name, ({},))[0]
-
-
 async def _compare(house: House, given: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     """The comparison."""
     names = [OURS, *(name for name in given.servers if name != OURS)]
     bare = house.start_bare()
-    subjects, missing = await _start_all(house, names, {name: _best(name, given.settings) for name in names})
+    subjects, missing = await _start_all(house, names, {name: best(name, given.settings) for name in names})
     apart = await check_and_warm(subjects, plan)
     alone = await rounds(subjects, plan, bare)
     if bare.stdin:

@@ -1,10 +1,10 @@
 """The embedder under several settings, side by side, under the same load: what a setting is worth on this machine.
 
-    python -m bench.variants default batch_clips=1 'batch_clips=4 pad_step_ms=200' [--against mosec]
+    python -m bench.variants default batch_clips=1 'batch_clips=4 pad_step_ms=200' [--against mosec [--settings FILE]]
 
 A variant is pairs of a setting and its value, or `default`. Every load is measured on all variants before the next one,
-in rounds, and nobody is always first (`bench.servers`); `--against` names peers that run beside them. Ratios are to the
-first variant. Ends with one line of JSON.
+in rounds, and nobody is always first (`bench.servers`); `--against` names peers that run beside them, `--settings` what
+`bench.servers --tune` printed about them. Ratios are to the first variant. Ends with one line of JSON.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import material
 from bench.load import Figures, figures
-from bench.peers.catalogue import OURS, SERVERS, TRIED
+from bench.peers.catalogue import OURS, SERVERS, best
 from bench.peers.processes import guarded
 from bench.server_house import House, Subject
 from bench.server_report import MIB, finite, in_words
@@ -58,6 +58,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("variants", nargs="+", type=_variant, help=f"'setting=value …' or {DEFAULT}")
     parser.add_argument("--against", nargs="*", default=[], choices=[name for name in SERVERS if name != OURS])
+    parser.add_argument("--settings", type=Path, help="of peers: what bench.servers --tune printed")
     parser.add_argument("--clients", nargs="*", type=int, default=[1, 16], help="of closed loops")
     parser.add_argument("--rates", nargs="*", type=float, default=[20, 36, 55], help="requests a second of open loops")
     parser.add_argument("--bundle", type=Path, help="default: the demo's bundle, exported where it is missing")
@@ -81,7 +82,7 @@ async def _started(house: House, given: argparse.Namespace) -> list[Subject]:
         peer = alias in given.against
         found = await house.start(
             alias if peer else OURS,
-            TRIED[alias][0] if peer else {},
+            best(alias, given.settings) if peer else {},
             alias=alias,
             environment={} if peer else environment(alias),
         )

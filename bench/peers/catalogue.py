@@ -234,3 +234,12 @@ SERVERS: Mapping[str, Server] = {
 def interpreter(server: Server, environments: Path) -> str:
     """What runs a server."""
     return str(environments / server.environment / "bin" / "python") if server.environment else sys.executable
+
+
+def best(name: str, tuned: Path | None) -> Setting:
+    """The setting of a server that came out best, by `tuned`, what `bench.servers --tune` printed, where it says so."""
+    if tuned:
+        found = json.loads(tuned.read_text(encoding="utf-8").splitlines()[-1])["best"]
+        if name in found:
+            return dict(found[name])
+    return TRIED.get(name, ({},))[0]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import Burst, Outcome, Shot
-from bench.peers.catalogue import TRIED
+from bench.peers.catalogue import TRIED, best
 from bench.server_report import finite
 from bench.server_rounds import dead, rotated
-from bench.servers import _best, _plan, best_settings
+from bench.servers import _plan, best_settings
 
 ROWS: list[dict[str, Any]] = [
     {"server": "mosec", "setting": {"batch": 1}, "closed 16: goodput": 50.0, "ours 300%: goodput": 10.0},
@@ -27,9 +27,9 @@ def test_the_best_setting_serves_most_over_all_loads() -> None:
 def test_the_comparison_takes_the_tuned_settings_where_there_are_some(tmp_path: Path) -> None:
     tuned = tmp_path / "tuned.txt"
     tuned.write_text("a table\n" + json.dumps({"best": {"mosec": {"batch": 4}}}) + "\n")
-    assert _best("mosec", tuned) == {"batch": 4}
-    assert _best("triton", tuned) == TRIED["triton"][0]
-    assert _best("servox", None) == {}
+    assert best("mosec", tuned) == {"batch": 4}
+    assert best("triton", tuned) == TRIED["triton"][0]
+    assert best("servox", None) == {}
 
 
 def test_what_never_came_is_null_in_json() -> None:
