@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from servox.errors import BadSetting, Overloaded
 
 STREAM_SHARE = 0.75
-# Measured at 120 and 300 % load: .45 answers as much in time as .6, the slowest a fifth to a quarter sooner. The price:
-# of 16 clients who wait for one answer each, in a second, a few in a hundred are refused and have to ask again; at .4 a
-# quarter were.
+# Measured at 120 and 300 % load: .45 answers as much in time as .6, the slowest a fifth to a quarter sooner. Of 16
+# clients who wait for one answer each, in a second, it refuses none to a few in a hundred; at .4 it was a quarter.
 DEADLINE_SHARE = 0.45
 # How far back the drain rate looks: so much busy time, or so many answers where they are rare.
 MEMORY_S, MEMORY_ANSWERS = 2.0, 16
