@@ -5,8 +5,8 @@
   the budget, divided by the rate at which audio has lately been finished.
 - A single call whose deadline would pass while it waits is refused at once as well: its caller learns in milliseconds
   what it would else learn when its time is up, and the device works for those who can still be answered. By the rate
-  of late, what is in flight must take no more than a share of the caller's time: a clip of its own length is computed
-  by one stream, and the device has better and worse moments.
+  of late, what is in flight must take no more than a share of the caller's time: the rest is for the clip itself, which
+  one stream computes, for those that overtake it, and for the device's worse moments.
 - That rate is of a device with all its streams at work: where one clip of two that could be is computed, the time
   counts half, so that a burst after quiet times is not refused for a slowness that was idleness.
 - Streams wait instead, and only up to their share of the budget, so that bulk work never locks out single calls.
