@@ -115,9 +115,10 @@ def test_the_rate_is_of_all_streams_at_work(streams: int, clips: int, rate: floa
         now += 1 / rate
         admission.release(1, now=now)
         admission.admit(1, now=now)
-    full = rate * max(1, streams / clips)
-    with pytest.raises(Overloaded, match=f"about {full:.0f} s are finished each second"):
-        admission.admit(1, now=now, remaining_s=0.001)
+    needs_s = (clips + 1) / (rate * max(1, streams / clips)) / DEADLINE_SHARE
+    with pytest.raises(Overloaded, match=r"after the deadline in"):
+        admission.admit(1, now=now, remaining_s=0.95 * needs_s)
+    admission.admit(1, now=now, remaining_s=1.05 * needs_s)
 
 
 @given(rate=st.floats(0.02, 500), part=st.floats(0, 1))
